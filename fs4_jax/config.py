@@ -1,0 +1,166 @@
+"""Settings: every experiment's defaults, their checks, and how a workdir remembers them."""
+
+import json
+import pathlib
+
+import ml_collections
+
+
+class ConfigError(ValueError):
+    """A setting that can not work; the message names the key and what to do."""
+
+
+def default_config():
+    """The keys every experiment has, with the values of `configs/folder.py`."""
+    c = ml_collections.ConfigDict
+    return c(dict(
+        method="fs4",
+        seed=0,
+        total_steps=1000,
+        batch_size=16,            # over all devices and processes
+        num_clusters=27,          # K: how many classes to look for
+        dtype="float32",          # compute: float32 | bfloat16; parameters stay float32
+        log_every=10,
+        mesh=c(dict(data=-1, fsdp=1)),     # -1: whatever devices are left
+        # (regex over parameter paths, "replicate" | "fsdp"): the first that matches wins
+        sharding=(("kernel$", "fsdp"), (".*", "replicate")),
+        data=c(dict(
+            name="folder",        # folder | scenes | cocostuff
+            root="",              # holds {train,val}/{images,labels}, or COCO-Stuff's own tree
+            images="", labels="", eval_images="", eval_labels="",
+            image_size=224,       # training crops are square; (height, width) is taken literally
+            eval_size=0,          # 0: image_size; one side, or (height, width)
+            class_names=(), num_classes=0, ignore_ids=(),
+            num_workers=0,        # decoding processes; 0: threads
+            num_train=1024, num_eval=256, scenes_seed=0,       # scenes only
+            crop_scale=(0.3, 1.0), view2_scale=(0.5, 1.0), flip=0.5,
+            brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, grey=0.1, blur=0.3,
+        )),
+        encoder=c(dict(
+            variant="S/16",       # {mu,Ti,S,B,L}/{4,8,14,16}
+            weights="",           # a .safetensors file under DINOv2's names; "": random weights
+            frozen=False,
+            block=0,              # tokens after this many blocks; 0: all
+            drop_path=0.0, layer_scale=0.0,
+        )),
+        optimizer=c(dict(
+            learning_rate=1e-3, warmup_steps=50, weight_decay=0.04, clip_norm=1.0, beta2=0.99,
+            encoder_scale=1.0,    # learning rate of the encoder, relative
+            layer_decay=1.0,      # of each earlier block, relative to the next (pretrained: 0.75)
+        )),
+        checkpoint=c(dict(every=200, keep=2)),
+        eval=c(dict(every=0, protocol="hungarian", batch_size=16, floors=True, pictures=12,
+                    floor_images=256)),
+        profile=c(dict(steps=())),         # (first, last) steps to trace
+        fs4=c(dict(
+            student_temperature=0.1,
+            teacher="ema",        # ema | frozen (its encoder stays as it started)
+            teacher_momentum=0.99,
+            fit_images=512,       # images that first centroids, PCA and prototypes are fitted on
+            pixel=c(dict(weight=1.0, tokens=0)),                   # 0: every token
+            sinkhorn=c(dict(enabled=True, epsilon=0.05, num_iters=3, marginal_relaxation=1.0)),
+            pgg=c(dict(enabled=True, weight=0.5, levels=(1, 2, 4), num_groups=0)),   # 0: K
+            cae=c(dict(enabled=True, width=64, hidden=256, radius=2, position_sigma=1.5,
+                       colour_sigma=0.5)),
+            kernel=c(dict(enabled=True, weight=0.1, radius=2, position_sigma=2.0,
+                          colour_sigma=0.5, feature_sigma=0.7)),
+            bootstrap=c(dict(every=0)),    # steps between re-fits of the centroids; 0: never
+        )),
+    ))
+
+
+# What may change between two starts in one workdir: it does not touch the parameters.
+_FREE_KEYS = ("checkpoint.", "eval.", "log_every", "profile.", "data.eval_", "data.num_workers",
+              "data.num_eval", "data.class_names", "data.num_classes", "mesh.", "sharding")
+
+
+def flatten(config, prefix=""):
+    """{"data.images": ..., ...} of a nested mapping."""
+    flat = {}
+    for key, value in config.items():
+        if hasattr(value, "items"):
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def check_config(config):
+    """Refuses settings that can not work, before anything slow starts."""
+    for key in ("total_steps", "batch_size", "num_clusters", "log_every"):
+        if config[key] < 1:
+            raise ConfigError(f"config.{key} must be at least 1, got {config[key]}")
+    if config.num_clusters > 255:
+        raise ConfigError(f"config.num_clusters is {config.num_clusters}; masks are 8-bit: at "
+                          "most 255")
+    choices = {"dtype": ("float32", "bfloat16"), "data.name": ("folder", "scenes", "cocostuff"),
+               "fs4.teacher": ("ema", "frozen")}
+    flat = flatten(config)
+    for key, allowed in choices.items():
+        if flat[key] not in allowed:
+            raise ConfigError(f"config.{key} is {flat[key]!r}; choose one of {', '.join(allowed)}")
+    if config.eval.protocol != "hungarian":
+        raise ConfigError(f"config.eval.protocol is {config.eval.protocol!r}; there is: hungarian")
+    if len(config.profile.steps) not in (0, 2):
+        raise ConfigError("config.profile.steps takes two numbers: first,last")
+
+
+def _plain(config):
+    """A config as JSON gives it back: lists for tuples."""
+    return json.loads(json.dumps(config.to_dict()))
+
+
+def remember_config(config, workdir):
+    """Writes W/config.json, or checks that W was begun with the same settings.
+
+    Raises ConfigError that lists the differing keys when the workdir belongs to another run.
+    """
+    path = pathlib.Path(workdir) / "config.json"
+    new = flatten(_plain(config))
+    if path.exists():
+        old = flatten(json.loads(path.read_text()))
+        differing = [key for key in sorted(old.keys() | new.keys())
+                     if old.get(key) != new.get(key) and not key.startswith(_FREE_KEYS)]
+        if differing:
+            lines = "\n".join(f"  config.{k}: there {old.get(k)!r}, now {new.get(k)!r}"
+                              for k in differing)
+            raise ConfigError(f"{workdir} belongs to a run with other settings:\n{lines}\n"
+                              "Give another --workdir, or the same settings to resume it.")
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(_plain(config), indent=2) + "\n")
+    temporary.replace(path)
+
+
+def recall_config(workdir):
+    """The ConfigDict a workdir was trained with; ConfigError where there is none."""
+    path = pathlib.Path(workdir) / "config.json"
+    if not path.exists():
+        raise ConfigError(f"--workdir={workdir} holds no config.json: train there first with "
+                          "python -m fs4_jax.main --config=... --workdir=...")
+    config = default_config()
+    config.unlock()
+    stored = json.loads(path.read_text())
+
+    def fill(into, values):
+        for key, value in values.items():
+            if isinstance(value, dict):
+                fill(into[key], value)
+            else:
+                into[key] = _tuples(value)
+
+    fill(config, stored)
+    return config
+
+
+def evaluation_config(trained, given):
+    """The config of a trained model, told by `given` where and how to evaluate."""
+    for key in ("eval_images", "eval_labels", "class_names", "num_classes", "ignore_ids"):
+        if given.data[key]:
+            trained.data[key] = given.data[key]
+    trained.eval, trained.mesh = given.eval, given.mesh
+    trained.data.num_workers = given.data.num_workers
+    return trained
+
+
+def _tuples(value):
+    return tuple(_tuples(v) for v in value) if isinstance(value, list) else value

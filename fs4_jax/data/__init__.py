@@ -1,0 +1,1 @@
+"""Sources of images, views of them, and the pipelines that feed training and evaluation."""

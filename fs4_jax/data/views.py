@@ -1,0 +1,131 @@
+"""Two views of an image whose places correspond exactly: what was drawn is what is returned."""
+
+import dataclasses
+
+import numpy as np
+from PIL import Image, ImageFilter
+
+from fs4_jax.data.folder import DataError
+
+_LUMA = np.array([0.299, 0.587, 0.114])
+_TO_YIQ = np.array([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
+_FROM_YIQ = np.linalg.inv(_TO_YIQ)
+_MAX_ASPECT = 4 / 3
+
+
+@dataclasses.dataclass(frozen=True)
+class ViewSettings:
+    """How strongly views differ.
+
+    crop_scale: share of the image's area that view 1 shows, (least, most). view2_scale: share of
+    view 1 that view 2 shows. flip: probability, for each view. brightness, contrast, saturation:
+    factors are drawn from 1 +- strength. hue: largest turn, in half circles (0 to 1). grey, blur:
+    probabilities.
+    """
+    crop_scale: tuple[float, float] = (0.3, 1.0)
+    view2_scale: tuple[float, float] = (0.5, 1.0)
+    flip: float = 0.5
+    brightness: float = 0.4
+    contrast: float = 0.4
+    saturation: float = 0.4
+    hue: float = 0.1
+    grey: float = 0.1
+    blur: float = 0.3
+
+    @classmethod
+    def from_config(cls, data):
+        """The settings that stand in config.data under the same names."""
+        return cls(**{field.name: data[field.name] for field in dataclasses.fields(cls)})
+
+
+def two_views(image, rng, settings, *, image_size, patch):
+    """Two photometric draws; the second view shows a known part of the first.
+
+    Args:
+      image: uint8 [H, W, 3]. rng: np.random.Generator, the only source of chance.
+      settings: ViewSettings. image_size: (height, width) of both views. patch: token side.
+
+    Returns:
+      dict "view1", "view2" uint8 [height, width, 3]; "correspondence" float32 [h, w, 2], where
+      (row, column) each token of view 1 lies on view 2's token grid, the centre of token (r, c)
+      being (r, c); "valid" bool [h, w], whether that lies inside view 2.
+
+    Raises:
+      DataError: an image with a side shorter than the patch.
+    """
+    height, width = image.shape[:2]
+    if min(height, width) < patch:
+        raise DataError(f"an image of {width} x {height} pixels is smaller than the encoder's "
+                        f"patch ({patch}): leave it out, or choose a smaller encoder.variant")
+    box1 = _draw_box(rng, (0.0, 0.0, height, width), settings.crop_scale)
+    box2 = _draw_box(rng, box1, settings.view2_scale)
+    flip1, flip2 = rng.random(2) < settings.flip
+    picture = Image.fromarray(image)
+    views = [_photometric(_crop(picture, box, flip, image_size), rng, settings)
+             for box, flip in ((box1, flip1), (box2, flip2))]
+    rows = _correspond(box1[0::2], box2[0::2], False, False, image_size[0] // patch)
+    columns = _correspond(box1[1::2], box2[1::2], flip1, flip2, image_size[1] // patch)
+    place = np.stack(np.meshgrid(rows, columns, indexing="ij"), axis=-1)
+    grid = np.array([len(rows), len(columns)])
+    valid = ((place > -0.5) & (place < grid - 0.5)).all(-1)
+    return {"view1": views[0], "view2": views[1], "correspondence": place.astype(np.float32),
+            "valid": valid}
+
+
+def resize_image(image, size):
+    """uint8 [H, W, 3] to (height, width), bilinear with antialiasing (Pillow's)."""
+    return np.asarray(Image.fromarray(image).resize(size[::-1], Image.BILINEAR))
+
+
+def _draw_box(rng, box, scale):
+    """A box (top, left, bottom, right) inside a box, of a drawn share of its area."""
+    top, left, bottom, right = box
+    area = rng.uniform(*scale)
+    aspect = np.exp(rng.uniform(-1, 1) * np.log(_MAX_ASPECT) / 2)
+    height = min(1.0, np.sqrt(area) * aspect) * (bottom - top)
+    width = min(1.0, np.sqrt(area) / aspect) * (right - left)
+    down, along = rng.random(2)
+    top += down * max(0.0, bottom - top - height)
+    left += along * max(0.0, right - left - width)
+    return top, left, min(top + height, bottom), min(left + width, right)
+
+
+def _crop(picture, box, flip, image_size):
+    top, left, bottom, right = box
+    view = picture.resize(image_size[::-1], Image.BILINEAR, box=(left, top, right, bottom),
+                          reducing_gap=2.0)
+    return view.transpose(Image.FLIP_LEFT_RIGHT) if flip else view
+
+
+def _correspond(span1, span2, flip1, flip2, tokens):
+    """Along one axis: view 2's token coordinates of view 1's token centres, [tokens]."""
+    centre = (np.arange(tokens) + 0.5) / tokens
+    centre = centre[::-1] if flip1 else centre
+    place = span1[0] + centre * (span1[1] - span1[0])
+    inside = (place - span2[0]) / (span2[1] - span2[0])
+    inside = 1 - inside if flip2 else inside
+    return inside * tokens - 0.5
+
+
+def _photometric(view, rng, settings):
+    """Blur, then one affine map of the colours: hue, saturation, contrast, brightness."""
+    draw = rng.uniform(-1, 1, 4)
+    chance_grey, chance_blur, radius = rng.random(3)
+    if chance_blur < settings.blur:
+        view = view.filter(ImageFilter.GaussianBlur(float(0.2 + 1.3 * radius)))
+    if max(settings.brightness, settings.contrast, settings.saturation, settings.hue,
+           settings.grey) == 0:
+        return np.asarray(view)
+    angle = np.pi * settings.hue * draw[0]
+    turn = np.array([[1, 0, 0], [0, np.cos(angle), -np.sin(angle)],
+                     [0, np.sin(angle), np.cos(angle)]])
+    saturation = 0.0 if chance_grey < settings.grey else 1 + settings.saturation * draw[1]
+    grey = np.tile(_LUMA, (3, 1))
+    colour = (grey + saturation * (np.eye(3) - grey)) @ _FROM_YIQ @ turn @ _TO_YIQ
+    brightness, contrast = 1 + settings.brightness * draw[2], 1 + settings.contrast * draw[3]
+    # Contrast turns about the mean luminance, which a thumbnail knows well enough.
+    mean = float(np.asarray(view.resize((8, 8), Image.BOX)).mean((0, 1)) @ _LUMA)
+    matrix = brightness * contrast * colour
+    offset = brightness * (1 - contrast) * mean
+    rows = np.concatenate([matrix, np.full((3, 1), offset)], axis=1)
+    return np.asarray(view.convert("RGB", tuple(rows.reshape(-1).tolist())))

@@ -1,0 +1,42 @@
+"""Confusion counts: exact integers, from one batch on a device to a whole data set on the host."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+IGNORE_LABEL = 255
+
+
+def confusion_matrix(prediction, label, *, num_clusters, num_classes):
+    """Counts how often each cluster meets each class.
+
+    Args:
+      prediction: int [...], cluster ids; ids outside 0..num_clusters-1 do not vote.
+      label: int [...], class ids of the same shape; 255 and every id outside
+        0..num_classes-1 do not vote (padding is 255).
+      num_clusters: number of rows.
+      num_classes: number of columns.
+
+    Returns:
+      int32 [num_clusters, num_classes] counts, exact up to 2^31-1 pixels a call. Sum calls on
+      the host in int64 (`Confusion`): a data set can hold more pixels than int32 does.
+    """
+    if prediction.shape != label.shape:
+        raise ValueError(f"prediction {prediction.shape} and label {label.shape} differ in shape")
+    prediction = prediction.astype(jnp.int32).reshape(-1)
+    label = label.astype(jnp.int32).reshape(-1)
+    votes = (label >= 0) & (label < num_classes) & (prediction >= 0) & (prediction < num_clusters)
+    cell = jnp.where(votes, prediction * num_classes + label, num_clusters * num_classes)
+    counts = jnp.bincount(cell, length=num_clusters * num_classes + 1)
+    return counts[:-1].astype(jnp.int32).reshape(num_clusters, num_classes)
+
+
+class Confusion:
+    """The running sum over a data set, int64 on the host."""
+
+    def __init__(self, num_clusters, num_classes):
+        self.counts = np.zeros((num_clusters, num_classes), np.int64)
+
+    def add(self, counts):
+        """Adds one batch's counts, int [num_clusters, num_classes]."""
+        self.counts += np.asarray(jax.device_get(counts)).astype(np.int64)

@@ -1,0 +1,398 @@
+"""One self-contained HTML file of what a run learned: pictures, scores, curves, settings."""
+
+import base64
+import dataclasses
+import functools
+import html
+import io
+import json
+import math
+import os
+import pathlib
+import time
+
+import numpy as np
+from PIL import Image
+
+from fs4_jax import metrics
+from fs4_jax.evaluation import pictures as paint
+from fs4_jax.evaluation import report_charts as charts
+from fs4_jax.evaluation.confusion import IGNORE_LABEL
+
+_PICTURE_SIDE = 520      # longest side of an embedded picture, pixels
+_MOST_ROWS = 48          # of clusters, in the heat map and in the legend
+FLOOR_NAMES = {"kmeans_tokens": "k-means on tokens", "kmeans_rgb": "k-means on colours"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+    """One example of the report.
+
+    name: its caption.
+    image: uint8 [H, W, 3].
+    truth: class ids uint8 [H, W], 255 = not labelled; None if there are no labels.
+    prediction: CLUSTER ids int [H, W], below 0 = none; the report applies the matching.
+    """
+    name: str
+    image: np.ndarray
+    truth: np.ndarray | None
+    prediction: np.ndarray
+
+
+def write_report(path, *, title, config, history, evaluation, pictures, clusters, environment):
+    """Writes the report; the file appears whole or not at all, and needs no network.
+
+    Args:
+      path: the .html file.
+      title: string.
+      config: dict (may be nested).
+      history: list of dict, rows of metrics.jsonl; any key may be missing.
+      evaluation: dict as in eval.json (percents; `confusion` is raw, clusters x classes;
+        `matching` the class or -1 of each cluster), None without labels: no scores are shown.
+      pictures: list of Picture.
+      clusters: {"share": [k], "mean_colour": [k][3], "names": [k]} or None.
+      environment: dict of name -> value: versions, devices, commit, command.
+
+    Raises:
+      ValueError: a picture's image, truth and prediction differ in size.
+    """
+    history = history or []
+    config = config.to_dict() if hasattr(config, "to_dict") else config or {}
+    key = _Key.of(evaluation, clusters, pictures)
+    num_clusters = max(key.num_clusters, int(np.nan_to_num(metrics.number(
+        config.get("num_clusters")))))
+    chart = functools.partial(charts.line_chart, steps=metrics.column(history, "step")[0])
+    sections = [
+        _headline(evaluation),
+        _pictures(pictures, key),
+        _per_class(evaluation, key),
+        _confusion(evaluation, key),
+        _clusters(clusters, evaluation, key),
+        _curves(history, chart),
+        _telemetry(history, chart, clusters, num_clusters, config),
+        _timings(history, chart),
+        _config(config),
+        _environment(environment),
+    ]
+    page = charts.page(str(title), _subtitle(history, evaluation), "\n".join(sections))
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(page, encoding="utf-8")
+    os.replace(partial, path)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Key:
+    """What colours and names mean: classes first, then the clusters that have no class.
+
+    names: of each colour. of_cluster: int [num_clusters], the colour of each cluster.
+    """
+    names: list
+    of_cluster: np.ndarray
+    num_classes: int
+    palette: np.ndarray
+
+    @property
+    def num_clusters(self):
+        return len(self.of_cluster)
+
+    @classmethod
+    def of(cls, evaluation, clusters, pictures):
+        seen = 1 + max((int(p.prediction.max()) for p in pictures if p.prediction.size), default=-1)
+        num_clusters = max(seen, len((clusters or {}).get("share") or ()))
+        matching, names = [], []
+        if evaluation:
+            matching = [int(c) for c in evaluation.get("matching") or []]
+            names = [str(n) for n in evaluation.get("class_names") or []]
+            num_clusters = max(num_clusters, len(matching), evaluation.get("num_clusters") or 0,
+                               len(evaluation.get("confusion") or []))
+            num_classes = max([evaluation.get("num_classes") or 0, *(c + 1 for c in matching)])
+            names += [f"class {i}" for i in range(len(names), num_classes)]
+        num_classes = len(names)
+        matching = np.array(matching + [-1] * (num_clusters - len(matching)), np.int64)
+        free = np.flatnonzero(matching < 0)
+        matching[free] = num_classes + np.arange(len(free))
+        given = [str(n) for n in (clusters or {}).get("names", ())]
+        names += [given[i] if i < len(given) else f"cluster {i}" for i in free]
+        return cls(names, matching, num_classes, paint.palette(max(1, len(names))))
+
+    def paint_clusters(self, prediction):
+        """Colour ids int64 of cluster ids; -1 where there is none."""
+        return np.append(self.of_cluster, -1)[np.maximum(np.asarray(prediction, np.int64), -1)]
+
+    def css(self, i):
+        return "rgb({},{},{})".format(*self.palette[i])
+
+
+def _subtitle(history, evaluation):
+    steps = metrics.column(history, "step")[0]
+    step = metrics.number((evaluation or {}).get("step", metrics.last(steps)))
+    parts = [f"step {step:,.0f}"] if math.isfinite(step) else []
+    for name, text in (("protocol", "protocol {}"), ("split", "split {}"),
+                       ("num_images", "{} images scored")):
+        if (evaluation or {}).get(name) is not None:
+            parts.append(text.format(evaluation[name]))
+    return " · ".join([*parts, time.strftime("%Y-%m-%d %H:%M")])
+
+
+def _headline(evaluation):
+    """The two scores, each beside its floors."""
+    if not evaluation:
+        return ""
+    cards = []
+    for name, text in (("miou", "mIoU"), ("accuracy", "pixel accuracy")):
+        value = metrics.number(evaluation.get(name))
+        floors = {k: metrics.number((v or {}).get(name))
+                  for k, v in (evaluation.get("floors") or {}).items()}
+        floors = {k: v for k, v in floors.items() if math.isfinite(v)}
+        rows = [("this run", value, "ours", None)]
+        rows += [(FLOOR_NAMES.get(k, k), v, "floor", None) for k, v in floors.items()]
+        top = 1.08 * max([1.0, *(r[1] for r in rows if math.isfinite(r[1]))])
+        gain = ""
+        if floors and math.isfinite(value):
+            best = max(floors, key=floors.get)
+            delta = value - floors[best]
+            gain = (f'<span class="gain {"up" if delta > 0 else "down"}">{delta:+.1f} points</span>'
+                    f'<small>against {html.escape(FLOOR_NAMES.get(best, best))}</small>')
+        shown = f"{value:.1f}<small>%</small>" if math.isfinite(value) else "–"
+        cards.append(f'<div class="card score"><h3>{text}</h3><p class="big">{shown}{gain}</p>'
+                     f'{charts.bars(rows, top=top, unit=" %")}</div>')
+    return f'<div class="cards">{"".join(cards)}</div>'
+
+
+def _pictures(pictures, key):
+    """Rows of image | truth | prediction, or image | prediction | overlay without truth."""
+    if not pictures:
+        return ""
+    figures = "".join(_picture(p, key) for p in pictures)
+    names = key.names[:_MOST_ROWS]
+    chips = "".join(f'<span><i style="background:{key.css(i)}"></i>{html.escape(n)}</span>'
+                    for i, n in enumerate(names))
+    more = len(key.names) - len(names)
+    chips += f"<span>and {more} more clusters</span>" if more else ""
+    if any(_shows_truth(p, key) for p in pictures):
+        chips += '<span><i class="hatch"></i>not labelled</span>'
+    slider = ('<label class="slider">photograph <input type="range" min="0" max="100" value="100" '
+              "oninput=\"document.body.style.setProperty('--alpha', this.value / 100)\"> colours"
+              "</label>")
+    few = " few" if len(pictures) <= 3 else ""
+    return charts.section("Pictures", f'<div class="legend">{chips}{slider}</div>'
+                    f'<div class="pictures{few}">{figures}</div>',
+                    "Click a row to enlarge it; the slider blends the photograph in.")
+
+
+def _shows_truth(picture, key):
+    """Without an evaluation nothing says which cluster is which class."""
+    return picture.truth is not None and key.num_classes > 0
+
+
+def _picture(picture, key):
+    shapes = {np.shape(picture.image)[:2], np.shape(picture.prediction)}
+    shapes |= {np.shape(picture.truth)} if picture.truth is not None else set()
+    if len(shapes) > 1:
+        raise ValueError(f"picture {picture.name!r}: image, truth and prediction differ in size: "
+                         f"{sorted(shapes)}")
+    ids = key.paint_clusters(picture.prediction)
+    note = ""
+    image, shown = _shrink(picture.image), _shrink(ids)
+    photo = f"--photo:url({_uri(image, 'JPEG')})"
+    prediction = _cell("prediction", paint.colour_labels(shown, key.palette), "mask")
+    if _shows_truth(picture, key):
+        labelled = picture.truth != IGNORE_LABEL
+        if labelled.any():
+            share = 100 * np.mean(ids[labelled] == picture.truth[labelled])
+            note = f"<b>{share:.0f} %</b> of labelled pixels right"
+        truth = paint.colour_labels(_shrink(picture.truth), key.palette)
+        cells = [_cell("image"), _cell("truth", truth, "mask"), prediction]
+    else:
+        blend = paint.overlay(image, shown, key.palette)
+        cells = [_cell("image"), prediction, _cell("overlay", blend, "")]
+    height, width = image.shape[:2]
+    return (f'<figure class="picture" style="--ratio:{width}/{height}" '
+            "onclick=\"this.classList.toggle('large')\">"
+            f'<div class="triple" style="{photo}">{"".join(cells)}</div>'
+            f"<figcaption>{html.escape(picture.name)}<span>{note}</span></figcaption></figure>")
+
+
+def _cell(name, pixels=None, kind=""):
+    mask = "" if pixels is None else f'<img class="{kind}" alt="" src="{_uri(pixels, "PNG")}">'
+    return f'<div class="cell"><div class="photo">{mask}</div><small>{name}</small></div>'
+
+
+def _shrink(pixels):
+    """At most _PICTURE_SIDE long: photographs smoothly, ids by the nearest."""
+    height, width = pixels.shape[:2]
+    scale = min(1.0, _PICTURE_SIDE / max(height, width))
+    size = max(1, round(height * scale)), max(1, round(width * scale))
+    if pixels.ndim == 3:
+        picture = Image.fromarray(np.ascontiguousarray(pixels))
+        return np.asarray(picture.resize(size[::-1], Image.BILINEAR, reducing_gap=2.0))
+    rows, columns = ((np.arange(n) + 0.5) * old / n for n, old in zip(size, (height, width)))
+    return pixels[rows.astype(int)[:, None], columns.astype(int)]
+
+
+def _uri(pixels, kind):
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, kind, quality=86, optimize=True)
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def _per_class(evaluation, key):
+    scores = (evaluation or {}).get("per_class_iou") or {}
+    if not scores:
+        return ""
+    rows = [(str(name), metrics.number(value)) for name, value in scores.items()]
+    colours = {name: key.css(i) for i, name in enumerate(key.names[:key.num_classes])}
+    rows.sort(key=lambda row: -row[1] if math.isfinite(row[1]) else math.inf)
+    top = max([1.0, *(v for _, v in rows if math.isfinite(v))])
+    body = charts.bars([(n, v, "" if math.isfinite(v) else "absent", colours.get(n))
+                        for n, v in rows], top=top, unit=" %")
+    wide = " columns" if len(rows) > 12 else ""
+    return charts.section("IoU of each class", f'<div class="card{wide}">{body}</div>')
+
+
+def _confusion(evaluation, key):
+    """Rows: clusters in the order of their classes; shares of each row's pixels."""
+    counts = np.array((evaluation or {}).get("confusion") or [], np.float64)
+    if counts.ndim != 2 or not counts.size:
+        return ""
+    colour = key.of_cluster[:len(counts)]
+    total = counts.sum(1)
+    matched = colour < key.num_classes
+    order = np.lexsort((-total, np.where(matched, colour, key.num_classes)))
+    hidden = len(order) - _MOST_ROWS
+    order = order[:_MOST_ROWS]
+    shares = counts[order] / np.maximum(total[order], 1)[:, None]
+    rows = [f"{i} → {key.names[colour[i]] if matched[i] else 'no class'}" for i in order]
+    body = charts.heat_map(shares, rows, key.names[:counts.shape[1]],
+                           numbers=max(len(rows), counts.shape[1]) <= 15,
+                           row_title="cluster", column_title="true class")
+    lead = "Of the pixels of each cluster, the share (%) that truly is each class."
+    lead += f" {hidden} more clusters are not shown." if hidden > 0 else ""
+    body = f'<div class="card scroll">{body}</div>'
+    return charts.section("Clusters against classes", body, lead)
+
+
+def _clusters(clusters, evaluation, key):
+    share = (clusters or {}).get("share")
+    if not share:
+        return ""
+    share = [float(np.nan_to_num(metrics.number(s))) for s in share]
+    mean = clusters.get("mean_colour") or []
+    top = max([1e-9, *share])
+    rows = []
+    for i in sorted(range(len(share)), key=lambda i: -share[i]):
+        rgb = [metrics.number(c) for c in mean[i]] if i < len(mean) else [math.nan]
+        swatch = ("background:rgb({:.0f},{:.0f},{:.0f})".format(*rgb)
+                  if all(map(math.isfinite, rgb)) else "visibility:hidden")
+        matched = key.of_cluster[i] < key.num_classes
+        name = (f"cluster {i} → {key.names[key.of_cluster[i]]}" if matched
+                else key.names[key.of_cluster[i]] + (" → no class" if evaluation else ""))
+        rows.append(
+            f'<div class="cluster"><i class="swatch" style="{swatch}"></i>'
+            f'<i class="dot" style="background:{key.css(key.of_cluster[i])}"></i>'
+            f'<span class="name" title="{html.escape(name)}">{html.escape(name)}</span>'
+            f'<span class="track"><i style="width:{100 * share[i] / top:.1f}%"></i></span>'
+            f'<span class="value">{100 * share[i]:.1f} %</span></div>')
+    lead = "Square: mean colour of the cluster's pixels. Dot: its colour in the pictures above."
+    return charts.section("Clusters", f'<div class="card clusters">{"".join(rows)}</div>', lead)
+
+
+def _curves(history, chart):
+    def series(*names, scale=1.0, dots=False):
+        return [charts.Series(n.removeprefix("loss_").removeprefix("eval_").replace("_", " "),
+                              *metrics.column(history, n, scale), i % 6, dots)
+                for i, n in enumerate(names) if any(n in row for row in history)]
+
+    terms = sorted({n for row in history for n in row if n.startswith("loss_")})
+    body = [chart("loss", series("loss")),
+            chart("terms of the loss", series(*terms)),
+            chart("score in %", series("eval_miou", "eval_accuracy", dots=True), zero=True),
+            chart("learning rate", series("learning_rate"), zero=True),
+            chart("gradient norm", series("grad_norm"), zero=True)]
+    return charts.section("Training", charts.grid(body))
+
+
+def _telemetry(history, chart, clusters, num_clusters, config):
+    entropy = metrics.column(history, "assignment_entropy")
+    used = metrics.column(history, "clusters_used")
+    share = metrics.column(history, "largest_cluster_share", 100)
+    pieces = metrics.column(history, "components_per_image")
+    log_k = [(f"log {num_clusters}: all used alike", math.log(num_clusters))
+             ] if num_clusters > 1 else []
+    all_used = [(f"all {num_clusters}", num_clusters)] if num_clusters else []
+    body = charts.grid([
+        chart("entropy of the mean assignment (nats)", [charts.Series("entropy", *entropy)],
+              references=log_k, zero=True),
+        chart("clusters in use", [charts.Series("in use", *used, 2)], references=all_used,
+              zero=True),
+        chart("share of the largest cluster (%)", [charts.Series("largest", *share, 1)],
+              zero=True, unit=" %"),
+        chart("connected pieces in an image (clutter)", [charts.Series("pieces", *pieces, 3)],
+              zero=True)])
+    level, text = diagnose(history, num_clusters, clusters, config)
+    body = f'<p class="diagnosis {level}">{html.escape(text)}</p>{body}' if text else body
+    return charts.section("Collapse and clutter", body)
+
+
+def diagnose(history, num_clusters, clusters, config):
+    """A sentence on the health of the clusters: ("good" | "warn", text), text "" if unknown."""
+    shares = np.nan_to_num([metrics.number(s) for s in (clusters or {}).get("share") or []])
+    if shares.size:
+        used, largest = int((shares >= 1e-3).sum()), float(shares.max())
+    else:
+        used = metrics.last(metrics.column(history, "clusters_used")[1])
+        largest = metrics.last(metrics.column(history, "largest_cluster_share")[1])
+    lost = [row.get("step") for row in history
+            if "loss" in row and not math.isfinite(metrics.number(row["loss"]))]
+    if lost:
+        return "warn", (f"The loss stopped being a number at step {lost[0]}: lower the learning "
+                        "rate or clip the gradients; what follows can not be trusted.")
+    parts, level = [], "good"
+    if math.isfinite(used) and num_clusters:
+        every = round(used) >= num_clusters
+        parts.append(f"all {num_clusters} clusters are in use" if every else
+                     f"{used:.0f} of {num_clusters} clusters are in use")
+    if math.isfinite(largest):
+        parts.append(f"the largest holds {charts.format_number(100 * largest, 2)} % "
+                     "of the pixels")
+    text = "; ".join(parts)
+    text = text[:1].upper() + text[1:] + "." if text else ""
+    if math.isfinite(used) and used < num_clusters / 2 or largest > 0.6:
+        level = "warn"
+        text += " The clusters are collapsing: " + (
+            "balance the assignment harder (fs4.sinkhorn.*: more iterations, another epsilon), "
+            "raise fs4.pgg.weight, or " if "fs4" in config else "") + "lower num_clusters."
+    return level, text
+
+
+def _timings(history, chart):
+    names = (("images a second", "images_per_second", 1, "", 2),
+             ("time spent waiting for data (%)", "data_wait_share", 100, " %", 1),
+             ("seconds a step", "step_seconds", 1, " s", 0))
+    return charts.section("Speed", charts.grid([
+        chart(title, [charts.Series("now", *metrics.column(history, name, scale), c)], zero=True,
+              unit=unit) for title, name, scale, unit, c in names]))
+
+
+def _config(config):
+    rows = "".join(f"<div><span>{html.escape(k)}</span> <b>{html.escape(v)}</b></div>"
+                   for k, v in _flat(config))
+    return charts.section("Config", f'<details class="card"><summary>{rows.count("<div>")} settings'
+                    f'</summary><div class="config">{rows}</div></details>' if rows else "")
+
+
+def _flat(config, prefix=""):
+    """(dotted name, JSON text) of every leaf, as they are written on the command line."""
+    for name, value in config.items():
+        if isinstance(value, dict) and value:
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", json.dumps(value, default=str, ensure_ascii=False)
+
+
+def _environment(environment):
+    rows = "".join(f"<tr><th>{html.escape(str(k))}</th><td>{html.escape(str(v))}</td></tr>"
+                   for k, v in (environment or {}).items())
+    return charts.section("Environment", f'<table class="card">{rows}</table>' if rows else "")

@@ -1,0 +1,59 @@
+"""Logits on a token grid to class ids at each label's own size, in one compiled call."""
+
+import jax
+import jax.numpy as jnp
+
+
+def upsample_argmax(logits, size, shape, *, block_rows=64):
+    """Bilinear upsampling (align_corners=False) and argmax, each image to its own size.
+
+    Works on blocks of rows, so that the logits at full resolution never exist at once.
+
+    Args:
+      logits: float [b, h, w, k] on the token grid.
+      size: int [b, 2], each image's own height and width, at most `shape`.
+      shape: (H, W), static: the padded size of the answer.
+      block_rows: rows in one block.
+
+    Returns:
+      int32 [b, H, W]; what lies outside of an image's own size is -1.
+    """
+    height, width = shape
+    b, h, w, _ = logits.shape
+    logits = logits.astype(jnp.float32)
+    columns = jax.vmap(lambda n: _weights(jnp.arange(width), n, w))(size[:, 1])   # [b, W, w]
+    num_blocks = -(-height // block_rows)
+
+    def block(start):
+        rows = start + jnp.arange(block_rows)
+        weights = jax.vmap(lambda n: _weights(rows, n, h))(size[:, 0])            # [b, R, h]
+        full = jnp.einsum("bRh,bhwk->bRwk", weights, logits)
+        full = jnp.einsum("bWw,bRwk->bRWk", columns, full)
+        ids = jnp.argmax(full, axis=-1).astype(jnp.int32)
+        inside = rows[None, :, None] < size[:, 0, None, None]
+        inside &= jnp.arange(width)[None, None, :] < size[:, 1, None, None]
+        return jnp.where(inside, ids, -1)
+
+    blocks = jax.lax.map(block, block_rows * jnp.arange(num_blocks))              # [n, b, R, W]
+    return jnp.moveaxis(blocks, 0, 1).reshape(b, num_blocks * block_rows, width)[:, :height]
+
+
+def _weights(pixels, length, num_tokens):
+    """Bilinear weights [len(pixels), num_tokens] of pixels on a side `length` pixels long."""
+    position = (pixels + 0.5) * (num_tokens / length) - 0.5
+    position = jnp.clip(position, 0, num_tokens - 1)
+    return jnp.maximum(0.0, 1.0 - jnp.abs(position[:, None] - jnp.arange(num_tokens)))
+
+
+def upsample_nearest(ids, size, shape):
+    """Nearest-neighbour resize of ids int [b, h, w], each to its own size; -1 outside of it."""
+    h, w = ids.shape[1:]
+
+    def one(ids, size):
+        rows, columns = jnp.arange(shape[0]), jnp.arange(shape[1])
+        r = jnp.clip(((rows + 0.5) * (h / size[0])).astype(jnp.int32), 0, h - 1)
+        c = jnp.clip(((columns + 0.5) * (w / size[1])).astype(jnp.int32), 0, w - 1)
+        inside = (rows < size[0])[:, None] & (columns < size[1])[None, :]
+        return jnp.where(inside, ids[r[:, None], c[None, :]], -1)
+
+    return jax.vmap(one)(ids.astype(jnp.int32), size)

@@ -1,0 +1,16 @@
+"""The systems: what is trained, with what loss, and how it predicts."""
+
+from fs4_jax.methods.base import Method
+from fs4_jax.methods.fs4 import FS4, make_fs4
+
+_METHODS = {"fs4": make_fs4}
+
+
+def make_method(config, encoder):
+    """The method that config.method names, on an encoder (a Linen module)."""
+    if config.method not in _METHODS:
+        raise ValueError(f"config.method is {config.method!r}; there is: {', '.join(_METHODS)}")
+    return _METHODS[config.method](config, encoder)
+
+
+__all__ = ["FS4", "Method", "make_fs4", "make_method"]

@@ -1,0 +1,15 @@
+"""Encoders and what stands on them. `import fs4_jax` alone does not import this package."""
+
+from fs4_jax.models.vit import VARIANTS, ViT, make_encoder, normalize_images
+from fs4_jax.models.weights import WeightsError, export_encoder, load_encoder, read_architecture
+
+__all__ = [
+    "VARIANTS",
+    "ViT",
+    "WeightsError",
+    "export_encoder",
+    "load_encoder",
+    "make_encoder",
+    "normalize_images",
+    "read_architecture",
+]

@@ -1,0 +1,30 @@
+"""What FS^4 puts on an encoder: context embedding, prototypes, pyramid heads."""
+
+from collections.abc import Mapping
+
+import flax.linen as nn
+
+from fs4_jax.losses.pyramid import pool_cells
+from fs4_jax.models.context_embedding import ContextEmbedding
+from fs4_jax.models.prototypes import Prototypes
+
+
+class SegmentationHead(nn.Module):
+    """patch_tokens [b, h, w, d], images [b, H, W, 3] -> dict.
+
+    "embedding" [b, h, w, c], "cosines" [b, h, w, num_clusters] in [-1, 1], "cells": {level:
+    logits [b, l, l, k_l]}.
+
+    num_clusters: prototypes. embedding: settings of ContextEmbedding. pyramid: {level: k_l}.
+    """
+    num_clusters: int
+    embedding: Mapping
+    pyramid: Mapping
+
+    @nn.compact
+    def __call__(self, patch_tokens, images):
+        embedding = ContextEmbedding(**self.embedding, name="context")(patch_tokens, images)
+        cosines = Prototypes(self.num_clusters, name="classifier")(embedding)
+        cells = {level: nn.Dense(num, name=f"pyramid_{level}")(pool_cells(embedding, int(level)))
+                 for level, num in self.pyramid.items()}
+        return {"embedding": embedding, "cosines": cosines, "cells": cells}

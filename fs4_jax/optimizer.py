@@ -1,0 +1,59 @@
+"""AdamW with warm-up, cosine decay, clipping and layer-wise learning rates."""
+
+import re
+
+import jax
+import optax
+
+
+def make_schedule(settings, total_steps):
+    """Linear warm-up to the peak, then a cosine to zero at `total_steps`."""
+    warmup = min(settings.warmup_steps, max(total_steps - 1, 0))
+    return optax.warmup_cosine_decay_schedule(0.0, settings.learning_rate, warmup, total_steps)
+
+
+def make_optimizer(settings, total_steps, depth):
+    """The optimizer of every method.
+
+    Args:
+      settings: config.optimizer.
+      total_steps: length of the schedule.
+      depth: number of encoder blocks, for `layer_decay`.
+
+    Returns:
+      optax.GradientTransformation. Weight decay reaches matrices only (no biases, norms, class
+      token, positions, prototypes); rates of the encoder are scaled by `encoder_scale` and by
+      layer_decay^(blocks above).
+    """
+    def decayed(params):
+        return jax.tree_util.tree_map_with_path(
+            lambda path, leaf: _name(path).endswith("kernel") and leaf.ndim > 1, params)
+
+    def scaled(updates, params=None):
+        return jax.tree_util.tree_map_with_path(
+            lambda path, u: u * _rate(_name(path), settings, depth), updates)
+
+    return optax.chain(
+        optax.clip_by_global_norm(settings.clip_norm) if settings.clip_norm > 0
+        else optax.identity(),
+        optax.scale_by_adam(b2=settings.beta2),
+        optax.add_decayed_weights(settings.weight_decay, mask=decayed),
+        optax.stateless(scaled),
+        optax.scale_by_learning_rate(make_schedule(settings, total_steps)),
+    )
+
+
+def _name(path):
+    return "/".join(str(getattr(key, "key", key)) for key in path)
+
+
+def _rate(name, settings, depth):
+    """Relative learning rate of a parameter, by its path."""
+    if not name.startswith("encoder/"):
+        return 1.0
+    block = re.search(r"blocks_(\d+)", name)
+    if block:
+        above = depth - int(block.group(1))
+    else:
+        above = 0 if "/norm/" in name else depth + 1      # embeddings lie below the first block
+    return settings.encoder_scale * settings.layer_decay ** above

@@ -1,0 +1,113 @@
+"""Everything that is made from a config before the first step: mesh, encoder, method, data."""
+
+import dataclasses
+import itertools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fs4_jax.config import ConfigError, check_config
+from fs4_jax.data.pipeline import make_source, to_device, train_dataset
+from fs4_jax.data.views import ViewSettings
+from fs4_jax.methods import make_method
+from fs4_jax.models.vit import make_encoder
+from fs4_jax.models.weights import load_encoder
+from fs4_jax.optimizer import make_optimizer
+from fs4_jax.sharding import batch_sharding, check_batch, make_mesh, tree_sharding
+from fs4_jax.train_step import init_state
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A config made real. encoder_params: trained weights, None where they begin random."""
+    config: object
+    mesh: object
+    method: object
+    optimizer: object
+    encoder_params: object
+
+    @property
+    def image_size(self):
+        """(height, width) of the training crops."""
+        return _pair(self.config.data.image_size)
+
+    def views(self, source, seed):
+        """The training views of a source: a grain dataset of device arrays."""
+        config = self.config
+        dataset = train_dataset(
+            source, seed=seed, batch_size=config.batch_size,
+            view_settings=ViewSettings.from_config(config.data), image_size=self.image_size,
+            patch=self.method.encoder.patch, num_workers=config.data.num_workers,
+            process_index=jax.process_index(), process_count=jax.process_count())
+        return to_device(dataset, batch_sharding(self.mesh))
+
+    def fit_batches(self, source, salt):
+        """Views of about config.fs4.fit_images images, for fits; never the loop's own."""
+        wanted = min(self.config.fs4.fit_images, len(source))
+        count = max(1, math.ceil(wanted / self.config.batch_size))
+        return itertools.islice(iter(self.views(source, self.config.seed + 7919 * salt)), count)
+
+    def abstract_state(self):
+        """The state's shapes, dtypes and shardings."""
+        shapes = jax.eval_shape(self._make_state, *self._seeds())
+        shardings = tree_sharding(shapes, self.config.sharding, self.mesh)
+        return jax.tree.map(
+            lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where),
+            shapes, shardings)
+
+    def create_state(self):
+        """The first state, born where it will live."""
+        shardings = jax.tree.map(lambda s: s.sharding, self.abstract_state())
+        return jax.jit(self._make_state, out_shardings=shardings)(*self._seeds())
+
+    def _seeds(self):
+        return jax.random.key(self.config.seed), self.encoder_params
+
+    def _make_state(self, key, encoder_params):
+        images = jnp.zeros((1, *self.image_size, 3), jnp.uint8)
+        return init_state(self.method, self.optimizer, key, images, encoder_params)
+
+
+def prepare(config):
+    """Checks the config against the machine and the weights; returns a Run."""
+    check_config(config)
+    mesh = make_mesh(config.mesh)
+    check_batch(config.batch_size, mesh, "batch_size")
+    encoder, encoder_params = _build_encoder(config)
+    for key in ("image_size", "eval_size"):
+        _check_size(config.data[key], encoder.patch, key)
+    optimizer = make_optimizer(config.optimizer, config.total_steps, encoder.depth)
+    return Run(config, mesh, make_method(config, encoder), optimizer, encoder_params)
+
+
+def checked_source(config, split):
+    """The source of a split, checked before minutes are spent on it."""
+    source = make_source(config.data, split)
+    source.check()
+    return source
+
+
+def _build_encoder(config):
+    """(Linen module, trained parameters or None) that config.encoder asks for."""
+    encoder = config.encoder
+    options = dict(dtype=jnp.dtype(config.dtype), block=encoder.block or None,
+                   drop_path=encoder.drop_path)
+    try:
+        if encoder.weights:
+            return load_encoder(encoder.weights, expected_variant=encoder.variant, **options)
+        return make_encoder(encoder.variant, image_size=config.data.image_size,
+                            layer_scale=encoder.layer_scale or None, **options), None
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def _check_size(size, patch, key):
+    if any(side % patch for side in _pair(size)):
+        raise ConfigError(f"config.data.{key}={size} is no multiple of the encoder's patch, "
+                          f"{patch} pixels")
+
+
+def _pair(size):
+    return (size, size) if np.ndim(size) == 0 else tuple(size)

@@ -1,0 +1,18 @@
+"""Where the tests find real photographs and weights: a folder `shared` beside the checkout.
+
+They can not be part of the project (their licences); a test that needs them skips, and says so.
+`FS4_SHARED` names the folder when it lies elsewhere.
+"""
+
+import os
+import pathlib
+import unittest
+
+
+def shared_path(*parts):
+    """The path of a file or folder in `shared`; raises SkipTest where it is missing."""
+    default = pathlib.Path(__file__).resolve().parents[2] / "shared"
+    path = pathlib.Path(os.environ.get("FS4_SHARED", default)).joinpath(*parts)
+    if not path.exists():
+        raise unittest.SkipTest(f"needs {path}, which is not here (set FS4_SHARED to its folder)")
+    return path
