@@ -4,6 +4,7 @@ import json
 import pathlib
 
 import ml_collections
+from ml_collections.config_dict import FieldReference
 
 
 class ConfigError(ValueError):
@@ -28,8 +29,11 @@ def default_config():
             name="folder",        # folder | scenes | cocostuff
             root="",              # holds {train,val}/{images,labels}, or COCO-Stuff's own tree
             images="", labels="", eval_images="", eval_labels="",
-            image_size=224,       # training crops are square; (height, width) is taken literally
-            eval_size=0,          # 0: image_size; one side, or (height, width)
+            # training crops: one side, or (height, width)
+            image_size=FieldReference(224, field_type=object),
+            # images are scored at: one side (the aspect ratio is kept), (height, width), or
+            # 0: image_size
+            eval_size=FieldReference(0, field_type=object),
             class_names=(), num_classes=0, ignore_ids=(),
             num_workers=0,        # decoding processes; 0: threads
             num_train=1024, num_eval=256, scenes_seed=0,       # scenes only
@@ -99,6 +103,11 @@ def check_config(config):
     for key, allowed in choices.items():
         if flat[key] not in allowed:
             raise ConfigError(f"config.{key} is {flat[key]!r}; choose one of {', '.join(allowed)}")
+    for key, least in (("image_size", 1), ("eval_size", 0)):
+        sides = config.data[key] if isinstance(config.data[key], tuple) else (config.data[key],)
+        if len(sides) not in (1, 2) or any(type(side) is not int or side < least for side in sides):
+            raise ConfigError(f"config.data.{key} is {config.data[key]!r}; give pixels: one side, "
+                              "or (height, width)")
     if config.eval.protocol != "hungarian":
         raise ConfigError(f"config.eval.protocol is {config.eval.protocol!r}; there is: hungarian")
     if len(config.profile.steps) not in (0, 2):

@@ -18,7 +18,9 @@ def squared_distances(x, centroids):
     """Squared Euclidean distances [n, k] of x [n, d] to centroids [k, d], never negative."""
     x2 = jnp.sum(x * x, axis=1)[:, None]
     c2 = jnp.sum(centroids * centroids, axis=1)[None, :]
-    return jnp.maximum(x2 - 2.0 * x @ centroids.T + c2, 0.0)
+    # An accelerator's default would round to bfloat16 or TF32: wrong labels far from the origin.
+    product = jnp.matmul(x, centroids.T, precision="highest")
+    return jnp.maximum(x2 - 2.0 * product + c2, 0.0)
 
 
 def unit_length(x, axis=-1):
@@ -43,7 +45,7 @@ def kmeans(x, num_clusters, *, key, num_iters=20, init="k-means++", spherical=Fa
       KMeansResult; a cluster left empty is given the point farthest from its own centroid.
 
     Raises:
-      ValueError: fewer points than clusters, or an unknown `init`.
+      ValueError: fewer points than clusters, an unknown `init` or one of another shape.
     """
     n = x.shape[0]
     if x.ndim != 2 or n < num_clusters:
@@ -60,12 +62,16 @@ def kmeans(x, num_clusters, *, key, num_iters=20, init="k-means++", spherical=Fa
         centroids = starts[init](x, num_clusters, key, weight)
     else:
         centroids = jnp.asarray(init, jnp.float32)
+        if centroids.shape != (num_clusters, x.shape[1]):
+            raise ValueError(f"init must be [{num_clusters}, {x.shape[1]}], got {centroids.shape}")
+        if spherical:
+            centroids = unit_length(centroids)
 
     def lloyd(_, centroids):
         labels, distance = _assign(x, centroids)
         sums, counts = _sums(x, labels, weight, num_clusters)
         mean = sums / jnp.maximum(counts, 1.0)[:, None]
-        mean = _repair(mean, counts, x, distance * weight)
+        mean = _repair(mean, counts, x, jnp.where(weight > 0, distance, -1.0))
         return unit_length(mean) if spherical else mean
 
     centroids = jax.lax.fori_loop(0, num_iters, lloyd, centroids)
@@ -102,7 +108,9 @@ def _random(x, num_clusters, key, weight):
 def _plus_plus(x, num_clusters, key, weight):
     """Each next centroid is a point drawn with chance proportional to its squared distance."""
     def draw(key, chance):
-        return x[jax.random.categorical(key, jnp.log(jnp.maximum(chance, 1e-30)))]
+        # Where all that is left lies on a centroid, any valid point will do.
+        chance = jnp.where(weight > 0, jnp.maximum(chance, 1e-30), 0.0)
+        return x[jax.random.categorical(key, jnp.log(chance))]
 
     keys = jax.random.split(key, num_clusters)
     first = draw(keys[0], weight)
@@ -111,8 +119,8 @@ def _plus_plus(x, num_clusters, key, weight):
     def add(j, carry):
         centroids, nearest = carry
         new = draw(keys[j], nearest * weight)
-        nearest = jnp.minimum(nearest, squared_distances(x, new[None])[:, 0])
+        nearest = jnp.minimum(nearest, jnp.sum((x - new) ** 2, axis=1))
         return centroids.at[j].set(new), nearest
 
-    start = (centroids, squared_distances(x, first[None])[:, 0])
+    start = (centroids, jnp.sum((x - first) ** 2, axis=1))
     return jax.lax.fori_loop(1, num_clusters, add, start)[0]

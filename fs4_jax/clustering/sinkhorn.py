@@ -38,20 +38,24 @@ def sinkhorn(scores, epsilon=0.05, num_iters=3, *, prior=None, marginal_relaxati
         raise ValueError(f"epsilon must be > 0, got {epsilon}")
     num_clusters = scores.shape[1]
     scores = scores.astype(jnp.float32) / epsilon
+    vote = jnp.ones(scores.shape[:1]) if valid is None else valid.astype(jnp.float32)
+    scores = jnp.where(vote[:, None] > 0, scores, 0.0)      # whatever stands there, NaN too
     row_max = jnp.max(scores, axis=1)
     kernel = jnp.exp(scores - row_max[:, None])
-    vote = jnp.ones_like(row_max) if valid is None else valid.astype(jnp.float32)
     if prior is None:
         prior = jnp.full((num_clusters,), 1.0 / num_clusters, jnp.float32)
     target = prior * jnp.sum(vote)
 
     # The first column sums are those of exp(scores) itself, as in SwAV; its overall scale is free.
-    u = vote * jnp.exp(row_max - jnp.max(jnp.where(vote > 0, row_max, -jnp.inf)))
-    u = u * jnp.sum(vote) / jnp.maximum(u @ jnp.sum(kernel, axis=1), _TINY)
+    highest = jnp.max(jnp.where(vote > 0, row_max, -jnp.inf))
+    u = jnp.where(vote > 0, jnp.exp(row_max - highest), 0.0)
+    u = u * jnp.sum(vote) / jnp.maximum(jnp.sum(u * jnp.sum(kernel, axis=1)), _TINY)
     v = jnp.ones((num_clusters,), jnp.float32)
     for _ in range(num_iters):
-        v = (target / jnp.maximum(u @ kernel, _TINY)) ** marginal_relaxation
-        u = vote / jnp.maximum(kernel @ v, _TINY)
+        # In float32 on every device: an accelerator's default would round to bfloat16 or TF32.
+        columns = jnp.matmul(u, kernel, precision="highest")
+        v = (target / jnp.maximum(columns, _TINY)) ** marginal_relaxation
+        u = vote / jnp.maximum(jnp.matmul(kernel, v, precision="highest"), _TINY)
     assignment = kernel * v
     assignment = assignment / jnp.maximum(jnp.sum(assignment, axis=1, keepdims=True), _TINY)
     return jax.lax.stop_gradient(assignment * vote[:, None])

@@ -27,8 +27,9 @@ def upsample_argmax(logits, size, shape, *, block_rows=64):
     def block(start):
         rows = start + jnp.arange(block_rows)
         weights = jax.vmap(lambda n: _weights(rows, n, h))(size[:, 0])            # [b, R, h]
-        full = jnp.einsum("bRh,bhwk->bRwk", weights, logits)
-        full = jnp.einsum("bWw,bRwk->bRWk", columns, full)
+        # In float32 on every device: what decides between two clusters may be a small difference.
+        full = jnp.einsum("bRh,bhwk->bRwk", weights, logits, precision="highest")
+        full = jnp.einsum("bWw,bRwk->bRWk", columns, full, precision="highest")
         ids = jnp.argmax(full, axis=-1).astype(jnp.int32)
         inside = rows[None, :, None] < size[:, 0, None, None]
         inside &= jnp.arange(width)[None, None, :] < size[:, 1, None, None]
@@ -51,8 +52,9 @@ def upsample_nearest(ids, size, shape):
 
     def one(ids, size):
         rows, columns = jnp.arange(shape[0]), jnp.arange(shape[1])
-        r = jnp.clip(((rows + 0.5) * (h / size[0])).astype(jnp.int32), 0, h - 1)
-        c = jnp.clip(((columns + 0.5) * (w / size[1])).astype(jnp.int32), 0, w - 1)
+        # floor((i + 1/2) tokens / pixels), in integers: no rounding at a boundary.
+        r = jnp.clip((2 * rows + 1) * h // (2 * size[0]), 0, h - 1)
+        c = jnp.clip((2 * columns + 1) * w // (2 * size[1]), 0, w - 1)
         inside = (rows < size[0])[:, None] & (columns < size[1])[None, :]
         return jnp.where(inside, ids[r[:, None], c[None, :]], -1)
 

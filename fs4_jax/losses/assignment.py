@@ -21,12 +21,11 @@ def sample_at(maps, position):
     row = jnp.clip(position[..., 0], 0, h - 1).reshape(b, -1)
     column = jnp.clip(position[..., 1], 0, w - 1).reshape(b, -1)
     top, left = jnp.floor(row), jnp.floor(column)
+    down, right = row - top, column - left
     answer = 0.0
-    for r in (top, jnp.minimum(top + 1, h - 1)):
-        for c in (left, jnp.minimum(left + 1, w - 1)):
-            # At the border both corners coincide: their weights still have to sum to 1.
-            weight_r = jnp.where(r == top, 1 - (row - top), row - top)
-            weight_c = jnp.where(c == left, 1 - (column - left), column - left)
+    # On the last row and column both corners coincide; the second one's weight is 0 there.
+    for r, weight_r in ((top, 1 - down), (jnp.minimum(top + 1, h - 1), down)):
+        for c, weight_c in ((left, 1 - right), (jnp.minimum(left + 1, w - 1), right)):
             index = (r * w + c).astype(jnp.int32)
             corner = jnp.take_along_axis(flat, index[..., None], axis=1)
             answer = answer + corner * (weight_r * weight_c)[..., None]
