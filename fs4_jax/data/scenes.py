@@ -12,9 +12,8 @@ from scipy import ndimage, spatial
 
 from fs4_jax.data import scribbles
 
-CLASS_NAMES = (
-    "sky", "water", "grass", "sand", "road", "rock", "building", "tree", "vehicle", "animal",
-)  # fmt: skip
+CLASS_NAMES = ("sky", "water", "grass", "sand", "road",
+               "rock", "building", "tree", "vehicle", "animal")  # fmt: skip
 SKY, WATER, GRASS, SAND, ROAD, ROCK, BUILDING, TREE, VEHICLE, ANIMAL = range(10)
 SPLITS = ("train", "val")
 
@@ -215,9 +214,8 @@ def _vehicle(canvas, base, centre):
     rng = canvas.rng
     scale, way, half = rng.uniform(1.05, 1.5), rng.choice((-1.0, 1.0)), 18.0
     # A van or a car: roof, middle, half length and slope of the cabin, distance of the posts.
-    roof, middle, reach, slope, period = ((-20, -2, 15.5, 0.12, 8.6), (-18, -1, 14.5, 0.55, 40.0))[
-        int(rng.random() < 0.6)
-    ]
+    builds = (-20, -2, 15.5, 0.12, 8.6), (-18, -1, 14.5, 0.55, 40.0)
+    roof, middle, reach, slope, period = builds[int(rng.random() < 0.6)]
     cut, y, x = canvas.window(base - 21 * scale, base, centre - 19 * scale, centre + 19 * scale)
     canvas.shadow(base, centre, 3.5 * scale, (half + 2) * scale, 0.55)
     # From here in the vehicle's own frame: the ground is y = 0, up is negative, the nose at +x.
@@ -324,10 +322,8 @@ def _light(canvas):
 
 def _check(seed, split, image_size):
     if split not in SPLITS or seed < 0 or image_size < 32:
-        raise ValueError(
-            f"scenes need seed >= 0, split in {SPLITS} and image_size >= 32, "
-            f"not {seed=}, {split=}, {image_size=}"
-        )
+        raise ValueError(f"scenes need seed >= 0, split in {SPLITS} and image_size >= 32, "
+                         f"not {seed=}, {split=}, {image_size=}")  # fmt: skip
 
 
 def render_scene(seed, split, index, image_size=96):
@@ -390,8 +386,8 @@ class SceneSource:
             self._cache[i] = example
         return dict(example)
 
-    def check(self):
-        """Nothing can be wrong with pictures that are drawn."""
+    def check(self, min_side=1):
+        """Nothing can be wrong with pictures that are drawn, at 32 pixels or more."""
 
     def size(self, i):
         """(H, W) of an example, without drawing it."""
