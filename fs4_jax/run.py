@@ -83,9 +83,11 @@ def prepare(config):
 
 
 def checked_source(config, split):
-    """The source of a split, checked before minutes are spent on it."""
+    """The source of a split, checked before minutes are spent on it; raises DataError."""
     source = make_source(config.data, split)
-    source.check()
+    # Crops are taken from the images of training; evaluation resizes whole ones, small or not.
+    patch = int(config.encoder.variant.rpartition("/")[2])
+    source.check(min_side=patch if split == "train" else 1)
     return source
 
 

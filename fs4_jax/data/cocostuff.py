@@ -4,7 +4,7 @@ import pathlib
 
 import numpy as np
 
-from fs4_jax.data.folder import DataError, FolderSource, list_files
+from fs4_jax.data.folder import DataError, FolderSource
 from fs4_jax.evaluation.confusion import IGNORE_LABEL
 
 # Png id (category id - 1) -> coarse class: things 0..90, then stuff 91..181. protocols.md 2a: the
@@ -30,42 +30,26 @@ class CocoStuffSource(FolderSource):
     """root/images/{train2017,val2017}/ID.jpg, root/annotations/{train2017,val2017}/ID.png.
 
     Masks are the official stuffthingmaps (0..181 = category id - 1, 255 unlabelled), read as 27
-    classes. Where root/curated/{split}2017/Coco164kFull_Stuff_Coarse_7.txt is there, its ids are
-    used; else all the images.
+    classes. Where root/curated/{split}2017/Coco164kFull_Stuff_Coarse_7.txt is there, only its ids
+    are used; else all the images.
 
     Args:
       root: the tree. split: "train" or "val". curated: False leaves the list unread.
+
+    Raises:
+      DataError: folders, masks or listed images that are not there; an unknown id when read.
     """
 
-    name = "cocostuff"
-
-    def __init__(self, root, split="train", *, curated=True):
-        folder = f"{split}2017"
-        root = pathlib.Path(root)
-        super().__init__(root / "images" / folder, root / "annotations" / folder,
-                         class_names=CLASS_NAMES_27, key="data.root")
-        table = np.full(256, IGNORE_LABEL, np.int16)
-        table[:182] = FINE_TO_COARSE_27
-        table[182:255] = -1
-        self._table = table
+    def __init__(self, root, split="train", curated=True):
+        root, folder = pathlib.Path(root), f"{split}2017"
         chosen = root / "curated" / folder / _LIST
-        if curated and chosen.exists():
-            self._keep(chosen)
+        super().__init__(root / "images" / folder, root / "annotations" / folder,
+                         name="cocostuff", class_names=CLASS_NAMES_27, key="data.root",
+                         list_file=chosen if curated and chosen.exists() else None)
+        self._table = np.full(256, -1, np.int16)
+        self._table[:len(FINE_TO_COARSE_27)] = FINE_TO_COARSE_27
+        self._table[IGNORE_LABEL] = IGNORE_LABEL
 
-    def _keep(self, path):
-        wanted = path.read_text().split()
-        at = {stem: i for i, stem in enumerate(self._stems)}
-        missing = [name for name in wanted if name not in at]
-        if missing or not wanted:
-            raise DataError(f"{path} lists {len(wanted)} ids; {len(missing)} of them have no image "
-                            f"in {self.images_dir}: {', '.join(missing[:5])} ...")
-        order = [at[name] for name in wanted]
-        self._stems, self._images, self._labels = (
-            [values[i] for i in order] for values in (self._stems, self._images, self._labels))
-
-    def _to_ids(self, label, i):
-        ids = self._table[label]
-        if (ids < 0).any():
-            raise DataError(f"{self._labels[i]}: id {label[ids < 0][0]} is no COCO-Stuff id "
-                            "(0..181, 255)")
-        return ids.astype(np.uint8)
+    def _id_error(self, i, value):
+        return DataError(f"{self._labels[i]}: id {value} is no COCO-Stuff id (0..181 = category "
+                         "id - 1, 255 = unlabelled); the masks are stuffthingmaps_trainval2017")

@@ -1,7 +1,11 @@
 """From sources to batches: training views through grain, evaluation images in their own shapes."""
 
+import collections
 import concurrent.futures
+import functools
 import itertools
+import math
+import pathlib
 
 import grain
 import jax
@@ -16,7 +20,7 @@ from fs4_jax.evaluation.confusion import IGNORE_LABEL
 
 _ASPECTS = ((1, 2), (9, 16), (3, 4), (1, 1), (4, 3), (16, 9), (2, 1))     # height : width
 _BUCKET = 64          # label maps are padded to multiples of this: few compilations
-_THREADS = 4
+_THREADS = 4          # that decode; Pillow lets go of Python's lock while it does
 
 
 # ---- sources ------------------------------------------------------------------------------------
@@ -24,24 +28,31 @@ _THREADS = 4
 def make_source(data, split):
     """The source of config.data for "train" or "eval".
 
-    Raises DataError (missing folder, ...), naming the path or the config key.
+    Raises DataError (unknown name, missing folder, ...), naming the path or the config key.
     """
+    if data.name not in _SOURCES:
+        raise DataError(f"config.data.name is {data.name!r}; choose one of {', '.join(_SOURCES)}")
     return _SOURCES[data.name](data, split)
 
 
 def _folder(data, split):
-    images, labels = data.images, data.labels
-    key = "data.images"
     if split == "eval" and data.eval_images:
-        images, labels, key = data.eval_images, data.eval_labels, "data.eval_images"
-    elif data.root and not images:
-        folder = f"{data.root}/{'train' if split == 'train' else 'val'}"
-        images, labels, key = f"{folder}/images", f"{folder}/labels", "data.root"
-    if not images:
+        return _folder_source(data, data.eval_images, data.eval_labels, "data.eval_images")
+    if split == "eval" and data.eval_labels:
+        raise DataError("config.data.eval_labels is set without config.data.eval_images: give "
+                        "both")
+    if data.root and (split == "eval" or not data.images):
+        folder = pathlib.Path(data.root, "train" if split == "train" else "val")
+        labels = folder / "labels"      # labels are never required
+        return _folder_source(data, folder / "images", labels if labels.exists() else "",
+                              "data.root")
+    if not data.images:
         raise DataError("no images given: --config.data.images=DIR, or --config.data.root=DIR "
                         "with DIR/train/images and DIR/val/images")
-    if split == "eval" and data.eval_labels and not data.eval_images:
-        raise DataError("config.data.eval_labels without config.data.eval_images: give both")
+    return _folder_source(data, data.images, data.labels, "data.images")
+
+
+def _folder_source(data, images, labels, key):
     return FolderSource(images, labels, class_names=data.class_names,
                         num_classes=data.num_classes, ignore_ids=data.ignore_ids, key=key)
 
@@ -72,48 +83,50 @@ _SOURCES = {"folder": _folder, "scenes": _or_folder(_scenes),
 # ---- training -----------------------------------------------------------------------------------
 
 def train_dataset(source, *, seed, batch_size, view_settings, image_size, patch, num_workers=0,
-                  process_index=0, process_count=1):
+                  process_index=0, process_count=1, prefetch=2):
     """Endless shuffled batches of two views, as a grain IterDataset.
 
-    Every example is a function of (seed, index); the iterator's state is a few integers. The
-    shuffle is global, differs in every epoch, and is split over processes afterwards. An image
-    that can not be read is replaced by the next readable one, and reported.
+    Every example is a function of (seed, its place in the order) and nothing else, so batches do
+    not depend on the workers, and `process_count` processes together draw what one would. The
+    shuffle is global and another in every epoch. An image that can not be read is replaced by the
+    next readable one, and reported. The iterator's state is one integer.
 
     Args:
       source: see `make_source`. seed: int. batch_size: over all processes.
       view_settings, image_size, patch: as for `two_views`.
       num_workers: decoding processes; 0 decodes in threads.
       process_index, process_count: this process's share.
+      prefetch: batches made ahead of their use (in each worker).
 
     Returns:
       Batches of numpy arrays: what `two_views` returns, "index" int32 [b] of the image used and
       "skipped" int32 [b], the unreadable one asked for, or -1.
     """
-    dataset = grain.MapDataset.source(_Range(len(source))).seed(seed).shuffle().repeat(None)
-    dataset = dataset[process_index::process_count]
-    dataset = dataset.random_map(_MakeViews(source, view_settings, tuple(image_size), patch))
-    dataset = dataset.batch(batch_size // process_count, drop_remainder=True)
-    if num_workers == 0:
-        return dataset.to_iter_dataset(grain.ReadOptions(num_threads=_THREADS,
-                                                         prefetch_buffer_size=2 * _THREADS))
-    if not flags.FLAGS.is_parsed():
-        flags.FLAGS.mark_as_parsed()      # grain reads a flag, which fails outside of absl's app
-    dataset = dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2))
-    return dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=num_workers))
+    if batch_size % process_count:
+        raise DataError(f"config.batch_size={batch_size} is no multiple of the {process_count} "
+                        "processes")
+    examples = grain.MapDataset.source(_Range(len(source))).seed(seed).shuffle().repeat(None)
+    # Views are drawn before the split over processes: which images get which draws is global.
+    examples = examples.random_map(_MakeViews(source, view_settings, tuple(image_size), patch))
+    return _Batches(examples, batch_size, process_index, process_count, num_workers, prefetch)
 
 
-def to_device(dataset, sharding):
-    """The same batches as global jax arrays, two ahead of their use.
+def to_device(dataset, sharding, *, prefetch=2):
+    """The same batches as global jax arrays, moved ahead of their use by a thread.
+
+    The iterator's state is that of the last batch taken, whatever lies ready behind it.
 
     Args:
       dataset: of `train_dataset`; each process gives its part of the batch.
       sharding: of the batch, along its first axis.
+      prefetch: batches that wait on the device.
     """
     def put(batch):
         return {key: jax.make_array_from_process_local_data(sharding, value)
                 for key, value in batch.items()}
 
-    return grain.experimental.ThreadPrefetchIterDataset(dataset.map(put), prefetch_buffer_size=2)
+    return grain.experimental.ThreadPrefetchIterDataset(dataset.map(put),
+                                                        prefetch_buffer_size=prefetch)
 
 
 class _Range:
@@ -135,23 +148,93 @@ class _MakeViews(grain.transforms.RandomMap):
     def __init__(self, source, settings, image_size, patch):
         self._source, self._settings = source, settings
         self._image_size, self._patch = image_size, patch
+        # Of a large photograph, the smallest crops still have the views' resolution.
+        share = settings.crop_scale[0] * settings.view2_scale[0]
+        self._at_least = math.ceil(max(image_size) / math.sqrt(share))
 
     def random_map(self, index, rng):
-        for i in itertools.chain(range(index, len(self._source)), range(index)):
-            try:
-                image = self._source[i]["image"]
-                break
-            except UnreadableImage as error:
-                reason = error
-        else:
-            raise DataError(f"none of the {len(self._source)} images can be read; the last: "
-                            f"{reason}")
+        i, image = self._readable(index)
         try:
             views = two_views(image, rng, self._settings, image_size=self._image_size,
                               patch=self._patch)
         except DataError as error:
             raise DataError(f"{self._source.example_name(i)}: {error}") from error
         return views | {"index": np.int32(i), "skipped": np.int32(-1 if i == index else index)}
+
+    def _readable(self, index):
+        for i in itertools.chain(range(index, len(self._source)), range(index)):
+            try:
+                return i, _image(self._source, i, self._at_least)
+            except UnreadableImage as error:
+                reason = error
+        raise DataError(f"none of the {len(self._source)} images can be read; the last: {reason}")
+
+
+class _Batches(grain.IterDataset):
+    """This process's part of the batches of an endless dataset, from any example on.
+
+    Its iterators' state is the number of examples that all processes have taken. Grain's own
+    states depend on the number of workers; this one can be restored under any number of workers
+    and processes.
+    """
+
+    def __init__(self, examples, batch_size, process_index, process_count, num_workers, prefetch):
+        super().__init__()
+        self.batch_size = batch_size
+        self._examples, self._num_workers, self._prefetch = examples, num_workers, prefetch
+        self._process_index, self._process_count = process_index, process_count
+
+    def __iter__(self):
+        return _BatchIterator(self)
+
+    def start(self, first):
+        """A grain iterator whose first batch begins with example `first` of all processes."""
+        local = self._examples[first + self._process_index::self._process_count]
+        size = self.batch_size // self._process_count
+        if self._num_workers == 0:      # single examples in threads, so that a batch comes soonest
+            options = grain.ReadOptions(_THREADS, max(_THREADS, self._prefetch * size))
+            return iter(local.to_iter_dataset(options).batch(size, drop_remainder=True))
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()      # grain 0.2 reads a flag even outside of absl's app
+        batches = local.batch(size, drop_remainder=True).to_iter_dataset(
+            grain.ReadOptions(num_threads=1, prefetch_buffer_size=1))
+        return iter(batches.mp_prefetch(grain.MultiprocessingOptions(
+            num_workers=self._num_workers, per_worker_buffer_size=self._prefetch)))
+
+
+class _BatchIterator(grain.DatasetIterator):
+
+    def __init__(self, batches):
+        super().__init__()
+        self._batches, self._next_example, self._inner = batches, 0, None
+
+    def __next__(self):
+        self._assert_not_closed()
+        if self._inner is None:
+            self._inner = self._batches.start(self._next_example)
+        try:
+            batch = next(self._inner)
+        except Exception:
+            self._stop()        # the other workers would go on for nobody
+            raise
+        self._next_example += self._batches.batch_size
+        return batch
+
+    def get_state(self):
+        return {"next_example": self._next_example}
+
+    def set_state(self, state):
+        self._stop()
+        self._next_example = state["next_example"]
+
+    def close(self):
+        super().close()
+        self._stop()
+
+    def _stop(self):
+        if self._inner is not None:
+            self._inner.close()
+        self._inner = None
 
 
 # ---- evaluation ---------------------------------------------------------------------------------
@@ -163,81 +246,105 @@ def eval_shape(height, width, image_size, patch):
       height, width: of the image. patch: token side; H and W are multiples of it.
       image_size: one side: the nearest of seven aspect ratios (1:2 to 2:1) at about that side
         squared in area; a pair (H, W) is taken as it is.
+
+    Raises:
+      DataError: a pair that is no multiple of the patch.
     """
     if np.ndim(image_size):
+        if any(side % patch for side in image_size):
+            raise DataError(f"config.data.image_size={tuple(image_size)} is no multiple of the "
+                            f"encoder's patch, {patch} pixels")
         return tuple(image_size)
     aspect = min(_ASPECTS, key=lambda a: abs(np.log(a[0] / a[1] * width / height)))
     ratio = np.sqrt(aspect[0] / aspect[1])
     return tuple(max(1, round(image_size * r / patch)) * patch for r in (ratio, 1 / ratio))
 
 
-def eval_batches(source, *, batch_size, image_size, patch, with_labels=True, skipped=None):
+def eval_batches(source, *, batch_size, image_size, patch, on_unreadable="raise",
+                 with_labels=True, skipped=None):
     """Every image once, whole, in batches of one shape; the last batch of a shape is padded.
+
+    Images of one shape keep their order. Threads decode the next batches while one is used; no
+    more than three are held.
 
     Args:
       source: see `make_source`. batch_size: images a batch.
       image_size, patch: as for `eval_shape`.
+      on_unreadable: "raise" raises UnreadableImage; "skip" leaves the image out.
       with_labels: False leaves labels unread.
-      skipped: a list that takes (name, reason) of each unreadable image; None: raise.
+      skipped: a list that takes (name, reason) of each image left out.
 
     Yields:
       dict of numpy arrays: "image" uint8 [b, H, W, 3]; "label" uint8 [b, Hl, Wl] at the labels'
-      own size, padded with 255; "size" int32 [b, 2], each label's (or image's) own height and
-      width; "index" int32 [b], -1 in padding rows.
+      own size, padded with 255 (no such key without labels); "size" int32 [b, 2], each label's
+      (or image's) own height and width; "index" int32 [b], -1 in padding rows.
     """
-    groups = {}
-    for i in range(len(source)):
-        try:
-            shape = eval_shape(*source.size(i), image_size, patch)
-        except UnreadableImage as error:
-            if skipped is None:
-                raise
-            skipped.append((source.example_name(i), str(error)))
-            continue
-        groups.setdefault(shape, []).append(i)
-    jobs = [(shape, indices[i:i + batch_size]) for shape, indices in groups.items()
-            for i in range(0, len(indices), batch_size)]
+    if on_unreadable not in ("raise", "skip"):
+        raise ValueError(f"on_unreadable is {on_unreadable!r}; choose raise or skip")
+    with_labels = with_labels and source.num_classes > 0
+    left_out = [] if skipped is None else skipped
 
-    def load(i, shape):
+    def attempt(function, i):
         try:
-            example = source[i]
+            return i, function(i)
         except UnreadableImage as error:
             return i, error
-        return i, example | {"resized": resize_image(example["image"], shape)}
+
+    def readable(results):
+        for i, result in results:
+            if not isinstance(result, UnreadableImage):
+                yield i, result
+            elif on_unreadable == "raise":
+                raise result
+            else:
+                left_out.append((source.example_name(i), str(result)))
+
+    def load(i, shape):
+        example = source[i] if with_labels else {"image": _image(source, i)}
+        image = example["image"]
+        # Not the whole example: a batch of full photographs would fill the memory.
+        return resize_image(image, shape), image.shape[:2], example.get("label")
 
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-        # One batch is decoded while the one before is computed.
-        queue = ((shape, [pool.submit(load, i, shape) for i in indices])
-                 for shape, indices in jobs)
-        ahead = list(itertools.islice(queue, 2))
-        while ahead:
-            shape, loads = ahead.pop(0)
-            ahead.extend(itertools.islice(queue, 1))
-            loaded = []
-            for i, example in (future.result() for future in loads):
-                if isinstance(example, UnreadableImage):
-                    if skipped is None:
-                        raise example
-                    skipped.append((source.example_name(i), str(example)))
-                else:
-                    loaded.append((i, example))
-            if loaded:
-                yield _collate(loaded, shape, batch_size, with_labels)
+        groups = {}
+        sizes = pool.map(functools.partial(attempt, source.size), range(len(source)))
+        for i, size in readable(sizes):
+            groups.setdefault(eval_shape(*size, image_size, patch), []).append(i)
+        queue = ((shape, [pool.submit(attempt, functools.partial(load, shape=shape), i)
+                          for i in indices[first:first + batch_size]])
+                 for shape, indices in groups.items()
+                 for first in range(0, len(indices), batch_size))
+        ahead = collections.deque(itertools.islice(queue, 2))
+        try:
+            while ahead:
+                shape, futures = ahead.popleft()
+                loaded = list(readable(future.result() for future in futures))
+                del futures     # they hold their results
+                ahead.extend(itertools.islice(queue, 1))
+                if loaded:
+                    yield _collate(loaded, shape, batch_size, with_labels)
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def _collate(loaded, shape, batch_size, with_labels):
-    """Pads a list of (index, example) to a full batch; padding never votes."""
+    """A full batch of [(index, (image, size, label or None))]; padding never votes."""
     image = np.zeros((batch_size, *shape, 3), np.uint8)
     size = np.ones((batch_size, 2), np.int32)
     index = np.full(batch_size, -1, np.int32)
-    for row, (i, example) in enumerate(loaded):
-        image[row], index[row] = example["resized"], i
-        size[row] = example["image"].shape[:2]
+    for row, (i, (resized, own_size, _)) in enumerate(loaded):
+        image[row], size[row], index[row] = resized, own_size, i
     batch = {"image": image, "size": size, "index": index}
     if with_labels:
         height, width = -(-size.max(0) // _BUCKET) * _BUCKET
         batch["label"] = np.full((batch_size, height, width), IGNORE_LABEL, np.uint8)
-        for row, (_, example) in enumerate(loaded):
-            h, w = example["label"].shape
-            batch["label"][row, :h, :w] = example["label"]
+        for row, (_, (_, (h, w), label)) in enumerate(loaded):
+            batch["label"][row, :h, :w] = label
     return batch
+
+
+def _image(source, i, at_least=None):
+    """Image i of a source; its label stays unread where the source knows how."""
+    if hasattr(type(source), "image"):
+        return source.image(i, at_least=at_least)
+    return source[i]["image"]

@@ -32,6 +32,16 @@ class ViewSettings:
     grey: float = 0.1
     blur: float = 0.3
 
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.name.endswith("_scale"):
+                if len(value) != 2 or not 0 < value[0] <= value[1] <= 1:
+                    raise DataError(f"config.data.{field.name}={value}: give two shares of an "
+                                    "area, least,most, above 0 and up to 1")
+            elif not 0 <= value <= 1:
+                raise DataError(f"config.data.{field.name}={value}: choose from 0 to 1")
+
     @classmethod
     def from_config(cls, data):
         """The settings that stand in config.data under the same names."""
@@ -56,9 +66,11 @@ def two_views(image, rng, settings, *, image_size, patch):
     height, width = image.shape[:2]
     if min(height, width) < patch:
         raise DataError(f"an image of {width} x {height} pixels is smaller than the encoder's "
-                        f"patch ({patch}): leave it out, or choose a smaller encoder.variant")
-    box1 = _draw_box(rng, (0.0, 0.0, height, width), settings.crop_scale)
-    box2 = _draw_box(rng, box1, settings.view2_scale)
+                        f"patch of {patch}: no config.data.image_size can mend that; leave it out, "
+                        "or choose a config.encoder.variant with a smaller patch")
+    box1 = _draw_box(rng, (0.0, 0.0, height, width), settings.crop_scale,
+                     image_size[0] / image_size[1])
+    box2 = _draw_box(rng, box1, settings.view2_scale, (box1[2] - box1[0]) / (box1[3] - box1[1]))
     flip1, flip2 = rng.random(2) < settings.flip
     picture = Image.fromarray(image)
     views = [_photometric(_crop(picture, box, flip, image_size), rng, settings)
@@ -77,16 +89,20 @@ def resize_image(image, size):
     return np.asarray(Image.fromarray(image).resize(size[::-1], Image.BILINEAR))
 
 
-def _draw_box(rng, box, scale):
-    """A box (top, left, bottom, right) inside a box, of a drawn share of its area."""
+def _draw_box(rng, box, scale, aspect):
+    """A box (top, left, bottom, right) inside a box.
+
+    Its share of the area is drawn from `scale`, its height : width from 3/4 to 4/3 times `aspect`;
+    a side that would stick out is cut to the box's.
+    """
     top, left, bottom, right = box
-    area = rng.uniform(*scale)
-    aspect = np.exp(rng.uniform(-1, 1) * np.log(_MAX_ASPECT) / 2)
-    height = min(1.0, np.sqrt(area) * aspect) * (bottom - top)
-    width = min(1.0, np.sqrt(area) / aspect) * (right - left)
+    area = rng.uniform(*scale) * (bottom - top) * (right - left)
+    aspect = aspect * _MAX_ASPECT ** rng.uniform(-1, 1)
+    height = min(np.sqrt(area * aspect), bottom - top)
+    width = min(np.sqrt(area / aspect), right - left)
     down, along = rng.random(2)
-    top += down * max(0.0, bottom - top - height)
-    left += along * max(0.0, right - left - width)
+    top += down * (bottom - top - height)
+    left += along * (right - left - width)
     return top, left, min(top + height, bottom), min(left + width, right)
 
 
