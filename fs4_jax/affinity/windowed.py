@@ -27,9 +27,11 @@ def windowed_average(values, cues, *, radius, position_sigma, dilation=1):
       float [b, h, w, d].
     """
     total, weight = values, jnp.ones(values.shape[:3] + (1,), values.dtype)
+    reach = radius * dilation
+    padded_values, padded_cues = _pad(values, reach), _pad(cues, reach)
     for offset in _offsets(radius, dilation, half=False):
-        kernel = _kernel(cues, offset, position_sigma)
-        total = total + kernel * _shift(values, offset)
+        kernel = _kernel(cues, padded_cues, offset, reach, position_sigma)
+        total = total + kernel * _neighbour(padded_values, offset, reach)
         weight = weight + kernel
     return total / weight
 
@@ -54,9 +56,11 @@ def windowed_kernel_energy(assignment, cues, *, radius, position_sigma, dilation
     """
     energy = jnp.zeros(assignment.shape[0])
     weight = jnp.zeros(assignment.shape[0])
+    reach = radius * dilation
+    padded_assignment, padded_cues = _pad(assignment, reach), _pad(cues, reach)
     for offset in _offsets(radius, dilation, half=True):
-        kernel = _kernel(cues, offset, position_sigma)[..., 0]
-        agree = jnp.sum(assignment * _shift(assignment, offset), axis=-1)
+        kernel = _kernel(cues, padded_cues, offset, reach, position_sigma)[..., 0]
+        agree = jnp.sum(assignment * _neighbour(padded_assignment, offset, reach), axis=-1)
         energy += jnp.sum(kernel * (1.0 - agree), axis=(1, 2))
         weight += jnp.sum(kernel, axis=(1, 2))
     return energy / jnp.maximum(weight, 1e-12)
@@ -69,10 +73,10 @@ def _offsets(radius, dilation, *, half):
     return [(dy * dilation, dx * dilation) for dy, dx in offsets if (dy, dx) != (0, 0)]
 
 
-def _kernel(cues, offset, position_sigma):
+def _kernel(cues, padded_cues, offset, reach, position_sigma):
     """k between each pixel and its neighbour at an offset, [b, h, w, 1]; 0 outside the image."""
     dy, dx = offset
-    difference = cues - _shift(cues, offset)
+    difference = cues - _neighbour(padded_cues, offset, reach)
     exponent = jnp.sum(difference * difference, axis=-1, keepdims=True)
     exponent = exponent + (dy * dy + dx * dx) / position_sigma ** 2
     h, w = cues.shape[1:3]
@@ -82,10 +86,13 @@ def _kernel(cues, offset, position_sigma):
     return jnp.exp(-0.5 * exponent) * inside
 
 
-def _shift(x, offset):
-    """x[:, r + dy, c + dx], zeros where that lies outside."""
+def _pad(x, reach):
+    """A frame of zeros around [b, h, w, d]; padded once, sliced for every offset."""
+    return jnp.pad(x, ((0, 0), (reach, reach), (reach, reach), (0, 0)))
+
+
+def _neighbour(padded, offset, reach):
+    """x[:, r + dy, c + dx] for every (r, c), zeros outside the image."""
     dy, dx = offset
-    h, w = x.shape[1:3]
-    dy, dx = max(-h, min(h, dy)), max(-w, min(w, dx))
-    x = x[:, max(dy, 0):h + min(dy, 0), max(dx, 0):w + min(dx, 0)]
-    return jnp.pad(x, ((0, 0), (max(-dy, 0), max(dy, 0)), (max(-dx, 0), max(dx, 0)), (0, 0)))
+    h, w = padded.shape[1] - 2 * reach, padded.shape[2] - 2 * reach
+    return padded[:, reach + dy:reach + dy + h, reach + dx:reach + dx + w]
