@@ -6,7 +6,7 @@ from absl.testing import absltest, parameterized
 from fs4_jax.config import default_config
 from fs4_jax.data.folder import DataError
 from fs4_jax.run import checked_source
-from tests.data.folder_test import FolderCase, picture
+from tests.data.files import FolderCase, picture
 
 
 class CheckedSourceTest(FolderCase):

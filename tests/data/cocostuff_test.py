@@ -10,7 +10,7 @@ from absl.testing import absltest, parameterized
 
 from fs4_jax.data.cocostuff import CLASS_NAMES_27, FINE_TO_COARSE_27, CocoStuffSource
 from fs4_jax.data.folder import DataError
-from tests.data.folder_test import FolderCase, picture
+from tests.data.files import FolderCase, picture
 from tests.shared import shared_path
 
 LIST = "curated/val2017/Coco164kFull_Stuff_Coarse_7.txt"

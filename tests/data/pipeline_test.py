@@ -5,16 +5,13 @@ import time
 
 import grain
 import jax
-import ml_collections
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from fs4_jax.config import default_config
 from fs4_jax.data.folder import DataError, FolderSource, UnreadableImage
-from fs4_jax.data.pipeline import (eval_batches, eval_shape, make_source, to_device,
-                                   train_dataset)
+from fs4_jax.data.pipeline import eval_batches, eval_shape, to_device, train_dataset
 from fs4_jax.data.views import ViewSettings, resize_image
-from tests.data.folder_test import FolderCase, picture
+from tests.data.files import FolderCase, picture
 from tests.shared import shared_path
 
 
@@ -343,75 +340,6 @@ class EvalBatchesTest(parameterized.TestCase):
         expected = sum(np.bincount(source.label(i).reshape(-1), minlength=256)
                        for i in range(len(source)))
         np.testing.assert_array_equal(counts[:255], expected[:255])
-
-
-class MakeSourceTest(FolderCase):
-
-    def setUp(self):
-        super().setUp()
-        for number, folder in enumerate(("a", "b", "root/train", "root/val"), 1):
-            for i in range(number):
-                self.write(f"{folder}/images/{i}.jpg", picture())
-                self.write(f"{folder}/labels/{i}.png", np.full((12, 20), number, np.uint8))
-
-    def make(self, split, **settings):
-        data = default_config().data
-        data.update({key: str(self.root / value) if key in (
-            "root", "images", "labels", "eval_images", "eval_labels") else value
-            for key, value in settings.items()})
-        self.assertIsInstance(data, ml_collections.ConfigDict)
-        return make_source(data, split)
-
-    @parameterized.parameters(
-        (dict(images="a/images"), 1, 0, 1, 0),
-        (dict(images="a/images", labels="a/labels"), 1, 2, 1, 2),
-        (dict(images="a/images", eval_images="b/images", eval_labels="b/labels"), 1, 0, 2, 3),
-        (dict(root="root"), 3, 4, 4, 5),
-        (dict(root="root", eval_images="b/images"), 3, 4, 2, 0),
-        (dict(root="root", images="a/images"), 1, 0, 4, 5))
-    def test_folders(self, settings, num_train, train_classes, num_eval, eval_classes):
-        train, evaluation = self.make("train", **settings), self.make("eval", **settings)
-        self.assertEqual((len(train), train.num_classes), (num_train, train_classes))
-        self.assertEqual((len(evaluation), evaluation.num_classes), (num_eval, eval_classes))
-
-    def test_classes_are_passed_on(self):
-        source = self.make("eval", root="root", class_names=tuple("abcdef"), ignore_ids=(4,))
-        self.assertEqual(source.class_names, tuple("abcdef"))
-        self.assertEqual(source[0]["label"].min(), 255)
-
-    def test_labels_below_root_are_not_required(self):
-        for label in (self.root / "root/train/labels").iterdir():
-            label.unlink()
-        (self.root / "root/train/labels").rmdir()
-        self.assertEqual(self.make("train", root="root").num_classes, 0)
-
-    @parameterized.parameters(
-        ("train", {}, r"--config\.data\.images=DIR"),
-        ("eval", {}, r"--config\.data\.images=DIR"),
-        ("eval", dict(images="a/images", eval_labels="b/labels"), r"without config\.data\.eval_im"),
-        ("eval", dict(root="a"), r"a/val/images \(config\.data\.root\) is not a folder"),
-        ("eval", dict(images="a/images", eval_images="x"), r"x \(config\.data\.eval_images\)"),
-        ("train", dict(images="a/images", labels="x"), r"x \(config\.data\.labels\)"),
-        ("train", dict(name="cocostuff"), r"--config\.data\.root=DIR"),
-        ("train", dict(name="imagenet"), r"'imagenet'; choose one of folder, scenes, cocostuff"))
-    def test_what_is_missing_is_named(self, split, settings, message):
-        with self.assertRaisesRegex(DataError, message):
-            self.make(split, **settings)
-
-    def test_scenes(self):
-        train = self.make("train", name="scenes", num_train=5, image_size=32)
-        evaluation = self.make("eval", name="scenes", num_eval=3, image_size=32)
-        self.assertEqual((len(train), len(evaluation)), (5, 3))
-        self.assertEqual(evaluation.example_name(0), "scene_val_000000")
-        own = self.make("eval", name="scenes", eval_images="b/images")
-        self.assertEqual((own.name, len(own)), ("folder", 2))
-
-    def test_cocostuff(self):
-        root = shared_path("data", "cocostuff_sample")
-        data = default_config().data
-        data.name, data.root = "cocostuff", str(root)
-        self.assertEqual(len(make_source(data, "train")), 13)
-        self.assertEqual(make_source(data, "eval").num_classes, 27)
 
 
 if __name__ == "__main__":
