@@ -1,4 +1,4 @@
-"""Clustering on the device: Sinkhorn assignment and k-means, pure functions that shard through jit."""
+"""Clustering on the device: Sinkhorn assignment and k-means, pure and sharded through jit."""
 
 from fs4_jax.clustering.kmeans import KMeansResult, kmeans
 from fs4_jax.clustering.sinkhorn import sinkhorn

@@ -51,10 +51,10 @@ def kmeans(x, num_clusters, *, key, num_iters=20, init="k-means++", spherical=Fa
     if x.ndim != 2 or n < num_clusters:
         raise ValueError(f"{num_clusters} clusters need x [n, d] with n >= {num_clusters}, "
                          f"got {x.shape}")
-    x = x.astype(jnp.float32)
+    weight = jnp.ones((n,), jnp.float32) if valid is None else valid.astype(jnp.float32)
+    x = jnp.where(weight[:, None] > 0, x, 0.0).astype(jnp.float32)   # whatever stands there
     if spherical:
         x = unit_length(x)
-    weight = jnp.ones((n,), jnp.float32) if valid is None else valid.astype(jnp.float32)
     if isinstance(init, str):
         starts = {"k-means++": _plus_plus, "random": _random}
         if init not in starts:

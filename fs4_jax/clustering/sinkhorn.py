@@ -1,4 +1,4 @@
-"""Sinkhorn assignment: soft labels whose cluster sizes follow a prior (balanced optimal transport)."""
+"""Sinkhorn assignment: soft labels whose cluster sizes follow a prior (optimal transport)."""
 
 import jax
 import jax.numpy as jnp
