@@ -15,8 +15,8 @@ from fs4_jax.methods import make_method
 from fs4_jax.models.vit import make_encoder
 from fs4_jax.models.weights import load_encoder
 from fs4_jax.optimizer import make_optimizer
-from fs4_jax.sharding import batch_sharding, check_batch, make_mesh, tree_sharding
-from fs4_jax.train_step import init_state
+from fs4_jax.sharding import batch_sharding, check_batch, make_mesh, replicated, tree_sharding
+from fs4_jax.train_step import init_state, make_train_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +61,18 @@ class Run:
         """The first state, born where it will live."""
         shardings = jax.tree.map(lambda s: s.sharding, self.abstract_state())
         return jax.jit(self._make_state, out_shardings=shardings)(*self._seeds())
+
+    def jit_step(self, state):
+        """The compiled step(state, batch) -> (state, metrics); it takes over the state's buffers.
+
+        The state stays where it is: left to the compiler, a first step may split a bias over
+        devices, and the second one then compiles again.
+        """
+        pure = make_train_step(self.method, self.optimizer)
+        where = jax.tree.map(lambda x: x.sharding, state)
+        return jax.jit(
+            lambda state, batch: pure(state, batch, jax.random.fold_in(state.key, state.step)),
+            donate_argnums=0, out_shardings=(where, replicated(self.mesh)))
 
     def _seeds(self):
         return jax.random.key(self.config.seed), self.encoder_params

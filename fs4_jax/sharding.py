@@ -78,10 +78,11 @@ def tree_sharding(tree, rules, mesh):
         if strategy not in ("replicate", "fsdp"):
             raise ConfigError(f"config.sharding: no rule of replicate | fsdp for {name} "
                              f"(found {strategy!r}); end the rules with ('.*', 'replicate')")
-        spec = [None] * leaf.ndim
+        # P() and not P(None, None), which jax holds for another sharding and compiles anew for.
+        spec = []
         fits = [i for i in range(leaf.ndim) if leaf.shape[i] % shards == 0]
         if strategy == "fsdp" and shards > 1 and leaf.ndim > 1 and fits:
-            spec[max(fits, key=lambda i: leaf.shape[i])] = "fsdp"
+            spec = [None] * max(fits, key=lambda i: leaf.shape[i]) + ["fsdp"]
         return jax.NamedSharding(mesh, jax.P(*spec))
 
     return jax.tree_util.tree_map_with_path(place, tree)

@@ -13,7 +13,7 @@ from fs4_jax.config import remember_config
 from fs4_jax.evaluate import Evaluator, publish
 from fs4_jax.metrics import MetricsWriter
 from fs4_jax.run import checked_source, prepare
-from fs4_jax.train_step import make_train_step, restarted
+from fs4_jax.train_step import restarted
 from fs4_jax.watch import Watch
 
 EXIT_INTERRUPTED = 75      # EX_TEMPFAIL: saved; the same command again goes on
@@ -50,10 +50,7 @@ def train(config, workdir):
         state, iterator = _start(run, source, checkpoints)
         first = int(state.step)
         writer.truncate_after(first)
-        pure_step = make_train_step(run.method, run.optimizer)
-        step_fn = jax.jit(
-            lambda state, batch: pure_step(state, batch, jax.random.fold_in(state.key, state.step)),
-            donate_argnums=0)
+        step_fn = run.jit_step(state)
         watch = Watch(config, source, writer, first)
 
         # ---- the loop: eval, save, next batch, step --------------------------------------------

@@ -1,0 +1,214 @@
+"""Tests of fs4_jax.train_step with FS4: one device, eight, and parameters split over four."""
+
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+from absl.testing import absltest, parameterized
+
+from fs4_jax.config import default_config
+from fs4_jax.run import prepare
+from fs4_jax.sharding import batch_sharding, make_mesh
+
+_STEPS = 3
+_PIECES = ("pgg", "cae", "kernel", "sinkhorn")
+_LEARNING_RATE = 1e-3
+
+
+_COMPILES = []
+
+
+def _note_compile(event, seconds, **kwargs):
+    if event == "/jax/core/compile/backend_compile_duration":
+        _COMPILES.append(seconds)
+
+
+def setUpModule():
+    """Compiles fast rather than well: there are ten compilations here and few steps."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    jax.monitoring.register_event_duration_secs_listener(_note_compile)
+
+
+def tearDownModule():
+    jax.config.update("jax_disable_most_optimizations", False)
+    jax.monitoring.unregister_event_duration_listener(_note_compile)
+
+
+def small_config(**changes):
+    config = default_config()
+    config.update(dict(num_clusters=5, batch_size=8, total_steps=10))
+    config.data.image_size = 32
+    config.encoder.update(dict(variant="mu/8", block=1))       # one block compiles sooner
+    config.optimizer.update(dict(learning_rate=_LEARNING_RATE, warmup_steps=0))
+    config.fs4.cae.update(dict(width=16, hidden=24, radius=1))
+    config.fs4.kernel.radius = 1
+    config.update_from_flattened_dict(changes)
+    return config
+
+
+def random_batch(step, b=8, size=32, tokens=4):
+    """A batch as data/pipeline makes it, of noise."""
+    rng = np.random.default_rng(step)
+    views = rng.integers(0, 256, (2, b, size, size, 3), dtype=np.uint8)
+    correspondence = rng.uniform(-0.5, tokens - 0.5, (b, tokens, tokens, 2)).astype(np.float32)
+    return {"view1": views[0], "view2": views[1], "correspondence": correspondence,
+            "valid": rng.random((b, tokens, tokens)) < 0.8}
+
+
+def start(config, data, fsdp):
+    """(run on data x fsdp devices, first state with random centroids)."""
+    mesh = make_mesh({"data": data, "fsdp": fsdp}, jax.devices()[:data * fsdp])
+    run = dataclasses.replace(prepare(config), mesh=mesh)
+    state = run.create_state()
+    rng = np.random.default_rng(7)
+    extra = jax.tree.map(
+        lambda x: jax.device_put(rng.normal(size=x.shape).astype(np.float32), x.sharding),
+        state.extra)
+    return run, dataclasses.replace(state, extra=extra)
+
+
+def train(config, data=1, fsdp=1, num_steps=_STEPS):
+    """Steps as train.py makes them.
+
+    Returns the first (params, teacher) on the host, the last state, and of each step the metrics
+    and the number of compilations.
+    """
+    run, state = start(config, data, fsdp)
+    step_fn = run.jit_step(state)
+    first = jax.device_get((state.params, state.teacher))
+    history, compiled = [], []
+    for step in range(num_steps):
+        batch = jax.device_put(random_batch(step), batch_sharding(run.mesh))
+        before = len(_COMPILES)
+        state, metrics = step_fn(state, batch)
+        compiled.append(len(_COMPILES) - before)
+        history.append({k: float(v) for k, v in jax.device_get(metrics).items()})
+    return first, state, history, compiled
+
+
+@functools.cache
+def mesh_run(data, fsdp):
+    return train(small_config(), data, fsdp)
+
+
+def reference_run():
+    return mesh_run(1, 1)
+
+
+@functools.cache
+def first_loss(off=None):
+    """(flat parameters, metrics) of the first batch, with a switch turned off."""
+    method = prepare(small_config(**({off: False} if off else {}))).method
+    batch = random_batch(0)
+
+    @jax.jit
+    def run(key):
+        params, extra = method.init(key, batch["view1"][:1])
+        loss, metrics = method.loss(params, params, extra, batch, key)
+        return params, metrics | {"loss": loss}
+
+    params, metrics = jax.device_get(run(jax.random.key(0)))
+    return flat(params), metrics
+
+
+def flat(tree):
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf)
+            for path, leaf in jax.tree_util.tree_leaves_with_path(jax.device_get(tree))}
+
+
+class TrainStepTest(parameterized.TestCase):
+
+    def test_it_trains(self):
+        """All metrics finite, the loss is its weighted terms, every parameter moves."""
+        first, state, history, compiled = reference_run()
+        self.assertEqual(compiled, [1, 0, 0])
+        self.assertEqual(int(state.step), _STEPS)
+        for metrics in history:
+            self.assertTrue(all(np.isfinite(v) for v in metrics.values()), metrics)
+            want = metrics["loss_pixel"] + 0.5 * metrics["loss_pgg"] + 0.1 * metrics["loss_kernel"]
+            self.assertAlmostEqual(metrics["loss"], want, delta=1e-5)
+            self.assertGreater(metrics["grad_norm"], 0)
+            self.assertBetween(metrics["assignment_entropy"], 0, np.log(5) + 1e-5)
+            self.assertBetween(metrics["clusters_used"], 1, 5)
+            self.assertBetween(metrics["largest_cluster_share"], 0.2, 1)
+        before, after = flat(first[0]), flat(state.params)
+        still = [name for name in after if np.array_equal(before[name], after[name])]
+        self.assertEmpty(still)
+
+    def test_the_teacher_is_an_average_of_students(self):
+        first, state, _, _ = reference_run()
+        start, student, teacher = flat(first[0]), flat(state.params), flat(state.teacher)
+        self.assertEqual(teacher.keys(), student.keys())
+        for name in teacher:
+            # After 3 steps the average still holds (1 - ...) of the start: it lies between.
+            moved = np.abs(student[name] - start[name]).max()
+            lag = np.abs(student[name] - teacher[name]).max()
+            self.assertLess(lag, 3 * moved + 1e-9, name)
+            self.assertFalse(np.array_equal(teacher[name], start[name]), name)
+
+    @parameterized.named_parameters(("data_8", 8, 1), ("data_2_fsdp_4", 2, 4))
+    def test_any_mesh_gives_the_answer_of_one_device(self, data, fsdp):
+        """The batch's sums are global: the loss of 8 devices is not a mean of 8 losses."""
+        first, single, single_history, _ = reference_run()
+        _, state, history, compiled = mesh_run(data, fsdp)
+        self.assertEqual(compiled, [1, 0, 0])
+        for one, other in zip(single_history, history, strict=True):
+            for name in one:
+                # float32 sums in another order, through three steps: 1e-4 relative.
+                np.testing.assert_allclose(other[name], one[name], rtol=1e-4, atol=1e-5,
+                                           err_msg=name)
+        begun, want, got = flat(first[0]), flat(single.params), flat(state.params)
+        for name in want:
+            if name.endswith("qkv/bias"):      # without the keys' third: its gradient is 0
+                begun[name], want[name], got[name] = (
+                    np.delete(tree[name].reshape(3, -1), 1, axis=0) for tree in (begun, want, got))
+            # Adam divides by the gradient's size, which makes a big step of the rounding of a
+            # small gradient: single numbers may differ by tenths of a step, not the whole.
+            off = np.linalg.norm(got[name] - want[name])
+            self.assertLess(off, 0.005 * np.linalg.norm(want[name] - begun[name]), name)
+            self.assertLess(np.abs(got[name] - want[name]).max(), 0.3 * _LEARNING_RATE, name)
+
+    def test_fsdp_really_splits_kernels_and_their_moments(self):
+        _, state, _, _ = mesh_run(2, 4)
+        for tree in (state.params, state.opt_state, state.teacher):
+            for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+                name = jax.tree_util.keystr(path, simple=True, separator="/")
+                local = leaf.addressable_shards[0].data.size
+                divides = any(side % 4 == 0 for side in leaf.shape)
+                split = name.endswith("kernel") and divides
+                self.assertEqual(local, leaf.size // (4 if split else 1), name)
+
+    def test_a_frozen_encoder_does_not_change(self):
+        first, state, history, _ = train(small_config(**{"encoder.frozen": True}), num_steps=2)
+        before, after = flat(first[0]["encoder"]), flat(state.params["encoder"])
+        for name in before:
+            np.testing.assert_array_equal(after[name], before[name], err_msg=name)
+        self.assertNotIn("encoder", state.teacher)
+        self.assertFalse(any("encoder" in name for name in flat(state.opt_state)))
+        head = [np.array_equal(flat(first[0]["head"])[n], v)
+                for n, v in flat(state.params["head"]).items()]
+        self.assertFalse(any(head))
+        self.assertTrue(np.isfinite(history[-1]["loss"]))
+
+    @parameterized.parameters(*_PIECES)
+    def test_each_piece_can_be_switched_off(self, piece):
+        params, metrics = first_loss(f"fs4.{piece}.enabled")
+        self.assertTrue(all(np.isfinite(v) for v in metrics.values()), metrics)
+        self.assertEqual("loss_pgg" in metrics, piece != "pgg")
+        self.assertEqual(any("pyramid" in name for name in params), piece != "pgg")
+        self.assertEqual("loss_kernel" in metrics, piece != "kernel")
+        self.assertEqual(any("context/fuse" in name for name in params), piece != "cae")
+        self.assertNotAlmostEqual(metrics["loss"], first_loss()[1]["loss"], delta=1e-4)
+
+    def test_all_pieces_can_be_switched_off_at_once(self):
+        config = small_config(**{f"fs4.{piece}.enabled": False for piece in _PIECES})
+        first, state, history, _ = train(config, num_steps=1)
+        self.assertTrue(all(np.isfinite(v) for v in history[0].values()), history[0])
+        self.assertAlmostEqual(history[0]["loss"], history[0]["loss_pixel"], delta=1e-6)
+        before, after = flat(first[0]), flat(state.params)
+        self.assertEmpty([name for name in after if np.array_equal(before[name], after[name])])
+
+
+if __name__ == "__main__":
+    absltest.main()
