@@ -42,26 +42,28 @@ class Evaluation:
 class Evaluator:
     """Evaluates parameters of a method on a source; compiled once, used at every evaluation."""
 
-    def __init__(self, method, source, config, mesh, split):
+    def __init__(self, method, source, config, mesh, split, *, on_unreadable="raise"):
         self.method, self.source, self.config, self.split = method, source, config, split
-        self.mesh = mesh
+        self.mesh, self.on_unreadable = mesh, on_unreadable
         self.num_clusters, self.num_classes = config.num_clusters, source.num_classes
         self._measure = jax.jit(self._measure_batch, static_argnames="shape",
                                 out_shardings=replicated(mesh))
         self._features = jax.jit(self._floor_features, out_shardings=replicated(mesh))
 
     def run(self, params, step, *, floors=True, pictures=0, progress=False):
-        """One pass; returns an Evaluation. Unreadable images are an error here."""
+        """One pass; returns an Evaluation. Unreadable images raise, or are named and left out."""
         floors = floors and self.num_classes > 0
         centroids = self._fit_floors(params) if floors else {}
         totals = {name: Confusion(self.num_clusters, self.num_classes)
                   for name in ("model", *centroids)}
         share, colour, components = 0.0, 0.0, []
         shown, chosen = [], set(np.linspace(0, len(self.source) - 1, pictures).astype(int))
-        done, began = 0, time.time()
-        for batch in self._batches(self.source):
-            out = jax.device_get(self._measure(params, centroids, _arrays(batch, self.mesh),
-                                               shape=_label_shape(batch)))
+        done, began, skipped = 0, time.time(), []
+        for batch in self._batches(self.source, skipped):
+            out = self._measure(params, centroids, _arrays(batch, self.mesh),
+                                shape=_label_shape(batch))
+            ids = out.pop("ids")          # large, and wanted on the host for few pictures
+            out = jax.device_get(out)
             for name in out["counts"]:
                 totals[name].add(out["counts"][name])
             share, colour = share + out["share"], colour + out["colour"]
@@ -69,24 +71,27 @@ class Evaluator:
                 if index >= 0:
                     components.append(count_components(out["token_ids"][row]))
                 if index in chosen:
-                    shown.append(self._picture(batch, out["ids"], row))
+                    shown.append(self._picture(batch, np.asarray(ids), row))
             done += int(np.sum(batch["index"] >= 0))
             if progress and sys.stderr.isatty():
                 print(f"\revaluating {done}/{len(self.source)}  "
                       f"{done / (time.time() - began):.1f} img/s ", end="", file=sys.stderr)
         if progress and sys.stderr.isatty():
             print(file=sys.stderr)
+        for name, reason in skipped:
+            print(f"left out of the evaluation: {name}: {reason}", file=sys.stderr)
         clusters = {"share": (share / share.sum()).tolist(),
                     "mean_colour": (colour / np.maximum(share, 1)[:, None]).tolist(),
                     "components_per_image": float(np.mean(components))}
-        scores = self._scores(totals, step) if self.num_classes else None
+        scores = self._scores(totals, step, done) if self.num_classes else None
         return Evaluation(scores, sorted(shown, key=lambda p: p.name), clusters)
 
-    def _batches(self, source):
+    def _batches(self, source, skipped):
         config = self.config
         return eval_batches(source, batch_size=round_up(config.eval.batch_size, self.mesh),
                             image_size=config.data.eval_size or config.data.image_size,
-                            patch=self.method.encoder.patch, with_labels=self.num_classes > 0)
+                            patch=self.method.encoder.patch, with_labels=self.num_classes > 0,
+                            on_unreadable=self.on_unreadable, skipped=skipped)
 
     def _measure_batch(self, params, centroids, batch, *, shape):
         """Everything one batch tells: counts of the model and the floors, ids, clusters."""
@@ -130,7 +135,7 @@ class Evaluator:
         chosen = np.linspace(0, len(self.source) - 1,
                              min(len(self.source), self.config.eval.floor_images)).astype(int)
         tokens, pixels = [], []
-        for batch in self._batches(_Subset(self.source, np.unique(chosen))):
+        for batch in self._batches(_Subset(self.source, np.unique(chosen)), []):
             real = batch["index"] >= 0
             t, p = jax.device_get(self._features(params, _arrays(batch, self.mesh)))
             tokens.append(t[real].reshape(-1, t.shape[-1]))
@@ -141,12 +146,14 @@ class Evaluator:
                               replicated(self.mesh))
 
     def _picture(self, batch, ids, row):
+        index = int(batch["index"][row])
+        if "label" not in batch:
+            return Picture(self.source.example_name(index), batch["image"][row], None, ids[row])
         h, w = batch["size"][row]
-        truth = batch["label"][row, :h, :w] if "label" in batch else None
-        example = self.source[int(batch["index"][row])]
-        return Picture(example["name"], example["image"], truth, ids[row, :h, :w])
+        return Picture(self.source.example_name(index), self.source[index]["image"],
+                       batch["label"][row, :h, :w], ids[row, :h, :w])
 
-    def _scores(self, totals, step):
+    def _scores(self, totals, step, num_images):
         """eval.json: percent, exact counts, the match."""
         scores = evaluate_counts(totals["model"].counts, self.config.eval.protocol)
         floors = {}
@@ -157,7 +164,7 @@ class Evaluator:
         iou = {name: None if np.isnan(value) else float(value)
                for name, value in zip(names, scores.per_class_iou)}
         return {"protocol": self.config.eval.protocol, "split": self.split,
-                "num_images": len(self.source), "step": int(step), "miou": scores.miou,
+                "num_images": num_images, "step": int(step), "miou": scores.miou,
                 "accuracy": scores.accuracy, "per_class_iou": iou,
                 "floors": dict(sorted(floors.items())), "matching": scores.matching.tolist(),
                 "class_names": list(names), "num_clusters": self.num_clusters,
@@ -181,6 +188,9 @@ class _Subset:
 
     def size(self, i):
         return self._source.size(int(self._indices[i]))
+
+    def example_name(self, i):
+        return self._source.example_name(int(self._indices[i]))
 
 
 def class_names(source):
@@ -215,14 +225,15 @@ def summary(scores):
 
 
 def _arrays(batch, mesh):
+    """A batch on the devices; without labels, ids are wanted at the size the model sees."""
+    if "label" not in batch:
+        batch = batch | {"size": np.full_like(batch["size"], batch["image"].shape[1:3])}
     return {key: jax.device_put(value, batch_sharding(mesh)) for key, value in batch.items()}
 
 
 def _label_shape(batch):
-    """The padded label size (static under jit): the labels' own, or sizes rounded up."""
-    if "label" in batch:
-        return batch["label"].shape[1:]
-    return tuple(int(-(-side // 64) * 64) for side in batch["size"].max(0))
+    """The padded size of the answer, static under jit."""
+    return (batch["label"] if "label" in batch else batch["image"]).shape[1:3]
 
 
 def restore_inference(run, workdir):
@@ -246,7 +257,7 @@ def evaluate_workdir(given, workdir):
     evaluate counts: data.eval_*, data.class_names, data.num_classes, data.ignore_ids, eval.*.
     """
     config = config_lib.evaluation_config(config_lib.recall_config(workdir), given)
-    run = prepare(config)
+    run = prepare(config, trained_in=workdir)
     source = checked_source(config, "eval")
     params, step = restore_inference(run, workdir)
     split = config.data.eval_images or "eval"

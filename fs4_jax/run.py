@@ -2,7 +2,9 @@
 
 import dataclasses
 import itertools
+import json
 import math
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -12,11 +14,13 @@ from fs4_jax.config import ConfigError, check_config
 from fs4_jax.data.pipeline import make_source, to_device, train_dataset
 from fs4_jax.data.views import ViewSettings
 from fs4_jax.methods import make_method
-from fs4_jax.models.vit import make_encoder
+from fs4_jax.models.vit import ViT, make_encoder
 from fs4_jax.models.weights import load_encoder
 from fs4_jax.optimizer import make_optimizer
 from fs4_jax.sharding import batch_sharding, check_batch, make_mesh, replicated, tree_sharding
 from fs4_jax.train_step import init_state, make_train_step
+
+_ENCODER_FILE = "encoder.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,12 +86,23 @@ class Run:
         return init_state(self.method, self.optimizer, key, images, encoder_params)
 
 
-def prepare(config):
-    """Checks the config against the machine and the weights; returns a Run."""
+def prepare(config, trained_in=None):
+    """Checks the config against the machine and the weights; returns a Run.
+
+    Args:
+      config: ConfigDict.
+      trained_in: a workdir whose checkpoint will be restored. Its encoder.json says what the
+        encoder is, so the file of its first weights is no longer needed.
+    """
     check_config(config)
     mesh = make_mesh(config.mesh)
-    check_batch(config.batch_size, mesh, "batch_size")
-    encoder, encoder_params = _build_encoder(config)
+    if trained_in is None:
+        check_batch(config.batch_size, mesh, "batch_size")
+        encoder, encoder_params = _build_encoder(config)
+    else:
+        shape = json.loads((pathlib.Path(trained_in) / _ENCODER_FILE).read_text())
+        shape["pos_grid"] = tuple(shape["pos_grid"])
+        encoder, encoder_params = ViT(**shape, dtype=jnp.dtype(config.dtype)), None
     for key in ("image_size", "eval_size"):
         _check_size(config.data[key], encoder.patch, key)
     optimizer = make_optimizer(config.optimizer, config.total_steps, encoder.depth)
@@ -101,6 +116,14 @@ def checked_source(config, split):
     patch = int(config.encoder.variant.rpartition("/")[2])
     source.check(min_side=patch if split == "train" else 1)
     return source
+
+
+def remember_encoder(run, workdir):
+    """Writes the encoder's architecture into a workdir, for `prepare(trained_in=workdir)`."""
+    encoder = run.method.encoder
+    fields = {f.name: getattr(encoder, f.name) for f in dataclasses.fields(encoder)
+              if f.name not in ("dtype", "parent", "name")}
+    (pathlib.Path(workdir) / _ENCODER_FILE).write_text(json.dumps(fields, indent=2) + "\n")
 
 
 def _build_encoder(config):

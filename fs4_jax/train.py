@@ -12,7 +12,7 @@ from fs4_jax.checkpoint import Checkpoints
 from fs4_jax.config import remember_config
 from fs4_jax.evaluate import Evaluator, publish
 from fs4_jax.metrics import MetricsWriter
-from fs4_jax.run import checked_source, prepare
+from fs4_jax.run import checked_source, prepare, remember_encoder
 from fs4_jax.train_step import restarted
 from fs4_jax.watch import Watch
 
@@ -41,7 +41,11 @@ def train(config, workdir):
     source, eval_source = checked_source(config, "train"), checked_source(config, "eval")
     workdir.mkdir(parents=True, exist_ok=True)
     remember_config(config, workdir)
-    evaluator = Evaluator(run.method, eval_source, config, run.mesh, "eval")
+    remember_encoder(run, workdir)
+    # Images that were trained on may hold unreadable ones; a split of its own may not.
+    own_split = bool(config.data.eval_images or config.data.root or not config.data.images)
+    evaluator = Evaluator(run.method, eval_source, config, run.mesh, "eval",
+                          on_unreadable="raise" if own_split else "skip")
     _describe(run, source, eval_source, workdir)
 
     with (Checkpoints(workdir, config.checkpoint.keep) as checkpoints,
