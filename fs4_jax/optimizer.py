@@ -18,12 +18,12 @@ def make_optimizer(settings, total_steps, depth):
     Args:
       settings: config.optimizer.
       total_steps: length of the schedule.
-      depth: number of encoder blocks, for `layer_decay`.
+      depth: number of encoder blocks that are run, for `layer_decay`.
 
     Returns:
       optax.GradientTransformation. Weight decay reaches matrices only (no biases, norms, class
       token, positions, prototypes); rates of the encoder are scaled by `encoder_scale` and by
-      layer_decay^(blocks above).
+      layer_decay^(layers above: the final norm has none, the last block one).
     """
     def decayed(params):
         return jax.tree_util.tree_map_with_path(

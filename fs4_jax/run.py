@@ -105,7 +105,8 @@ def prepare(config, trained_in=None):
         encoder, encoder_params = ViT(**shape, dtype=jnp.dtype(config.dtype)), None
     for key in ("image_size", "eval_size"):
         _check_size(config.data[key], encoder.patch, key)
-    optimizer = make_optimizer(config.optimizer, config.total_steps, encoder.depth)
+    depth = encoder.block or encoder.depth          # blocks there are: layer decay counts them
+    optimizer = make_optimizer(config.optimizer, config.total_steps, depth)
     return Run(config, mesh, make_method(config, encoder), optimizer, encoder_params)
 
 

@@ -43,6 +43,7 @@ def small_config(**changes):
     config.optimizer.update(dict(learning_rate=_LEARNING_RATE, warmup_steps=0))
     config.fs4.cae.update(dict(width=16, hidden=24, radius=1))
     config.fs4.kernel.radius = 1
+    config.fs4.pgg.levels = (1, 2)
     config.update_from_flattened_dict(changes)
     return config
 
@@ -178,6 +179,18 @@ class TrainStepTest(parameterized.TestCase):
                 divides = any(side % 4 == 0 for side in leaf.shape)
                 split = name.endswith("kernel") and divides
                 self.assertEqual(local, leaf.size // (4 if split else 1), name)
+
+    def test_layer_decay_counts_the_blocks_that_are_run(self):
+        """`encoder.block` = 1: the one block is the last, half a rate below the final norm."""
+        config = small_config(**{"optimizer.layer_decay": 0.5, "optimizer.weight_decay": 0.0})
+        optimizer = prepare(config).optimizer
+        params = {"encoder": {"blocks_0": {"kernel": np.ones((2, 2), np.float32)},
+                              "norm": {"scale": np.ones(2, np.float32)}}}
+        updates, _ = optimizer.update(params, optimizer.init(params), params)
+        rates = {name: -u.flat[0] / _LEARNING_RATE for name, u in flat(updates).items()}
+        # Adam's first step is the sign of the gradient, to its epsilon.
+        self.assertAlmostEqual(rates["encoder/norm/scale"], 1.0, delta=1e-4)
+        self.assertAlmostEqual(rates["encoder/blocks_0/kernel"], 0.5, delta=1e-4)
 
     def test_a_frozen_encoder_does_not_change(self):
         first, state, history, _ = train(small_config(**{"encoder.frozen": True}), num_steps=2)

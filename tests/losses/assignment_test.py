@@ -68,10 +68,11 @@ class SampleAtTest(parameterized.TestCase):
             return jnp.sum(sample_at(maps, position))
 
         maps, position = jnp.zeros((1, 2, 3, 1)), jnp.array([[[0.25, 1.5]]])
-        got = jax.grad(f)(maps, position)[0, ..., 0]
+        got = jax.jit(jax.grad(f))(maps, position)[0, ..., 0]
+        to_position = jax.jit(jax.grad(f, argnums=1))
         np.testing.assert_allclose(got, [[0, 0.375, 0.375], [0, 0.125, 0.125]], rtol=1e-6)
         for place in ((0, 0), (2, 3), (-5, 9), (1, 1)):
-            grad = jax.grad(f, argnums=1)(self.maps[:1], jnp.float32([[place]]))
+            grad = to_position(self.maps[:1], jnp.float32([[place]]))
             self.assertTrue(np.isfinite(grad).all())
 
 
@@ -136,7 +137,7 @@ class SwappedPredictionTest(parameterized.TestCase):
         def run(s1):
             return jnp.sum(swapped_prediction(s1, *scores[1:], nowhere, **_SETTINGS)[0])
 
-        value, grad = jax.value_and_grad(run)(scores[0])
+        value, grad = jax.jit(jax.value_and_grad(run))(scores[0])
         self.assertEqual(float(value), 0.0)
         np.testing.assert_array_equal(grad, 0)
 
@@ -149,8 +150,10 @@ class SwappedPredictionTest(parameterized.TestCase):
 
     def test_no_gradient_reaches_the_teacher(self):
         *scores, valid = places()
-        grads = jax.grad(lambda *s: jnp.sum(swapped_prediction(*s, valid, **_SETTINGS)[0]),
-                         argnums=(0, 1, 2, 3))(*scores)
+        def run(*scores):
+            return jnp.sum(swapped_prediction(*scores, valid, **_SETTINGS)[0])
+
+        grads = jax.jit(jax.grad(run, argnums=(0, 1, 2, 3)))(*scores)
         self.assertGreater(float(jnp.max(jnp.abs(grads[0]))), 0.01)
         for grad in grads[2:]:
             np.testing.assert_array_equal(grad, 0)

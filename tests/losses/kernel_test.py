@@ -58,7 +58,7 @@ class KernelLossTest(absltest.TestCase):
         self.assertGreater(float(kernel_loss(across, colour, features, **_SETTINGS)), 0.1)
 
     def test_gradient_reaches_the_assignment_alone(self):
-        grads = jax.grad(lambda *x: kernel_loss(*x, **_SETTINGS), argnums=(0, 1, 2))(
+        grads = jax.jit(jax.grad(lambda *x: kernel_loss(*x, **_SETTINGS), argnums=(0, 1, 2)))(
             *random_inputs())
         self.assertGreater(float(jnp.max(jnp.abs(grads[0]))), 0)
         self.assertTrue(np.isfinite(grads[0]).all())
