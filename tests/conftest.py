@@ -4,11 +4,17 @@ Deprecation warnings raised from fs4_jax are errors: see filterwarnings in pypro
 """
 
 import os
+import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 _DEVICES = "--xla_force_host_platform_device_count"
 if _DEVICES not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_DEVICES}=8".strip()
+
+# Tests compile the same small programs again and again, some of them in child processes.
+_cache = tempfile.TemporaryDirectory(prefix="fs4_compiled_")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _cache.name)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 
 from absl import flags  # noqa: E402
 
