@@ -152,6 +152,9 @@ def recall_config(workdir):
 
     def fill(into, values):
         for key, value in values.items():
+            if key not in into:
+                raise ConfigError(f"{path} holds the key {key!r}, which this version does not know:"
+                                  " it was written by another version of fs4_jax")
             if isinstance(value, dict):
                 fill(into[key], value)
             else:
@@ -163,7 +166,8 @@ def recall_config(workdir):
 
 def evaluation_config(trained, given):
     """The config of a trained model, told by `given` where and how to evaluate."""
-    for key in ("eval_images", "eval_labels", "class_names", "num_classes", "ignore_ids"):
+    for key in ("eval_images", "eval_labels", "eval_size", "class_names", "num_classes",
+                "ignore_ids"):
         if given.data[key]:
             trained.data[key] = given.data[key]
     trained.eval, trained.mesh = given.eval, given.mesh

@@ -14,4 +14,6 @@ class Prototypes(nn.Module):
     def __call__(self, embedding):
         shape = (self.num_clusters, embedding.shape[-1])
         prototypes = self.param("prototypes", nn.initializers.normal(1.0), shape)
-        return unit_length(embedding.astype(jnp.float32)) @ unit_length(prototypes).T
+        # Float32 on accelerators too: the teacher's cosines are divided by a small epsilon.
+        return jnp.matmul(unit_length(embedding.astype(jnp.float32)), unit_length(prototypes).T,
+                          precision="highest")

@@ -1,0 +1,1 @@
+"""Measurements; each prints ours, its peers and ratios, all from one run."""

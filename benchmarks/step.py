@@ -1,0 +1,71 @@
+"""Where a training step's time goes: data, forward, backward, update.
+
+    python -m benchmarks.step --config=configs/demo.py
+
+Medians over --repeats runs after a warm-up, in this one process. Forward is the loss alone;
+backward what its gradient adds; update the optimizer, the teacher and telemetry. Data is the
+time to make a batch with nothing else going on; in training it overlaps with the step.
+"""
+
+import time
+
+import jax
+import numpy as np
+from absl import app, flags
+from ml_collections import config_flags
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/.")
+_REPEATS = flags.DEFINE_integer("repeats", 10, "Timed runs of each part.", lower_bound=1)
+
+
+def main(_):
+    from fs4_jax.run import checked_source, prepare
+    from fs4_jax.train_step import split
+
+    config = _CONFIG.value
+    run = prepare(config)
+    iterator = iter(run.views(checked_source(config, "train"), config.seed))
+    data = median(lambda: next(iterator), skip=4)      # the first ones were prefetched
+    batch = {key: value for key, value in next(iterator).items()
+             if key not in ("index", "skipped")}
+    state = run.create_state()
+    trained, frozen = split(state.params, run.method.frozen)
+
+    def loss(trained, batch):
+        return run.method.loss({**trained, **frozen}, state.teacher, state.extra, batch,
+                               jax.random.key(0))[0]
+
+    forward_fn = jax.jit(loss)
+    both_fn = jax.jit(jax.value_and_grad(loss))
+    forward = median(lambda: jax.block_until_ready(forward_fn(trained, batch)))
+    both = median(lambda: jax.block_until_ready(both_fn(trained, batch)))
+    held = [run.create_state()]
+    step_fn = run.jit_step(held[0])
+
+    def step():
+        held[0], metrics = step_fn(held[0], batch)
+        jax.block_until_ready((held[0], metrics))
+
+    whole = median(step)
+    print(f"batch of {config.batch_size}, {jax.devices()[0].device_kind} x {run.mesh.size}, "
+          f"median of {_REPEATS.value}")
+    for name, seconds in (("data (overlapped)", data), ("forward", forward),
+                          ("backward", both - forward), ("update", whole - both),
+                          ("step", whole)):
+        print(f"{name:18s} {1000 * seconds:8.1f} ms  {100 * seconds / whole:5.1f} % of the step")
+    print(f"{config.batch_size / whole:.1f} images/s")
+
+
+def median(function, skip=1):
+    """Median seconds of a call, after `skip` warm-up calls."""
+    times = []
+    for _ in range(skip + _REPEATS.value):
+        began = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - began)
+    return float(np.median(times[skip:]))
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["config"])
+    app.run(main)

@@ -1,0 +1,54 @@
+"""What is shipped: a light import, no heavy dependency, launchers that say what they would do."""
+
+import pathlib
+import subprocess
+import sys
+import tomllib
+
+from absl.testing import absltest, parameterized
+
+_ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+
+def output_of(*command):
+    return subprocess.run(command, cwd=_ROOT, check=True, text=True, stdout=subprocess.PIPE,
+                          stderr=subprocess.STDOUT).stdout
+
+
+class PackagingTest(parameterized.TestCase):
+
+    def test_import_is_light(self):
+        heavy = "jax flax optax numpy scipy grain orbax PIL"
+        code = (f"import sys, fs4_jax; "
+                f"print([m for m in '{heavy}'.split() if m in sys.modules])")
+        self.assertEqual(output_of(sys.executable, "-c", code).strip(), "[]")
+
+    def test_core_needs_no_other_framework(self):
+        project = tomllib.loads((_ROOT / "pyproject.toml").read_text())["project"]
+        for requirement in project["dependencies"]:
+            self.assertNotRegex(requirement, "(?i)torch|tensorflow|keras")
+        self.assertContainsSubset({"test", "bench", "cuda", "tpu"},
+                                  project["optional-dependencies"])
+        self.assertLen((_ROOT / "setup.py").read_text().splitlines(), 2)
+
+    def test_help_answers_without_jax(self):
+        result = subprocess.run([sys.executable, "-m", "fs4_jax.main", "--help"], cwd=_ROOT,
+                                text=True, capture_output=True)
+        self.assertIn("--workdir", result.stdout)
+
+    def test_a_mistyped_key_names_the_nearest(self):
+        result = subprocess.run(
+            [sys.executable, "-m", "fs4_jax.main", "--config=configs/demo.py", "--workdir=w",
+             "--config.num_cluster=3"], cwd=_ROOT, text=True, capture_output=True)
+        self.assertNotEqual(result.returncode, 0)
+        self.assertIn('"num_clusters"', result.stderr + result.stdout)
+
+    @parameterized.parameters("demo.sh", "test.sh")
+    def test_launchers(self, name):
+        script = str(_ROOT / "launch" / name)
+        output_of("bash", "-n", script)
+        self.assertRegex(output_of("bash", script, "--dry-run"), "-m (fs4_jax.main|pytest)")
+
+
+if __name__ == "__main__":
+    absltest.main()
