@@ -213,7 +213,7 @@ class TrainTest(absltest.TestCase):
         for key, value, error, message in (
                 ("encoder.variant", "X/8", ConfigError, "encoder.variant"),
                 ("encoder.weights", "no.safetensors", ConfigError, "no.safetensors"),
-                ("data.image_size", 36, ConfigError, "image_size=36.*8 pixels"),
+                ("data.image_size", 36, ConfigError, "36x36.*patches of 8.*data.image_size"),
                 ("mesh.data", 3, ConfigError, "config.mesh"),
                 ("data.name", "folder", DataError, "config.data.images=DIR"),
                 ("eval.protocol", "best", ConfigError, "eval.protocol")):
