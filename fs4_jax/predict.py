@@ -84,7 +84,7 @@ def predict(workdir, images, out, *, batch_size=8):
     segment = jax.jit(lambda params, image: run.method.predict(params, image)["logits"])
     writer = _Writer(source, out, ids, names)
     progress = ProgressLine(len(source), unit="image")
-    began, done, skipped, named = time.monotonic(), 0, [], 0
+    since, done, skipped, named = (0, time.monotonic()), 0, [], 0
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
         for batch in eval_batches(source, batch_size=round_up(batch_size, run.mesh),
                                   image_size=config.data.eval_size or config.data.image_size,
@@ -98,8 +98,10 @@ def predict(workdir, images, out, *, batch_size=8):
             for _, reason in skipped[named:]:
                 progress.note(f"skipped {reason}")
             named = len(skipped)
+            now = time.monotonic()
             progress.update(done + named, {
-                "images_per_second": done / (time.monotonic() - began)})
+                "images_per_second": (done - since[0]) / (now - since[1])})
+            since = since if since[0] else (done, now)      # the first batch compiles
     progress.close()
     for _, reason in skipped[named:]:
         print(f"skipped {reason}", file=sys.stderr)
@@ -195,9 +197,10 @@ class _Writer:
         os.replace(partial, path)
 
     def _path(self, *parts):
+        from fs4_jax.data.folder import DataError
         path = self._out.joinpath(*parts)
         if not path.resolve().is_relative_to(self._out.resolve()):     # by a link in an old OUT
-            raise ValueError(f"{path} leads out of {self._out}")
+            raise DataError(f"{path} leads out of --out={self._out}: remove that link")
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
