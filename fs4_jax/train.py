@@ -115,7 +115,10 @@ def _start(run, source, checkpoints):
     iterator = iter(run.views(source, run.config.seed))
     if checkpoints.latest is not None:
         print(f"resuming from step {checkpoints.latest}", flush=True)
-        return checkpoints.restore(run.abstract_state(), iterator), iterator
+        abstract = run.abstract_state()
+        state = checkpoints.restore(abstract, iterator)
+        # Orbax restores the key with a sharding of its own, which the step would refuse.
+        return jax.device_put(state, jax.tree.map(lambda x: x.sharding, abstract)), iterator
     print("fitting the first centroids and prototypes to the encoder's own tokens ...", flush=True)
     state = run.create_state()
     shardings = jax.tree.map(lambda x: x.sharding, state)

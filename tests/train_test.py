@@ -94,7 +94,9 @@ class TrainTest(absltest.TestCase):
     def child(self, workdir, steps):
         return subprocess.Popen([sys.executable, "-c", _CHILD, str(workdir), str(steps)],
                                 cwd=_ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                                text=True, env=os.environ | {"JAX_PLATFORMS": "cpu"})
+                                text=True, env=os.environ | {
+                                    "JAX_PLATFORMS": "cpu",
+                                    "XLA_FLAGS": "--xla_force_host_platform_device_count=1"})
 
     def wait_for_step(self, child, workdir, step):
         deadline = time.time() + 240
