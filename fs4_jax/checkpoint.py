@@ -13,14 +13,20 @@ class Checkpoints:
 
     A checkpoint appears under its step's name only when it is whole; a save that was cut off
     leaves nothing that reads as one.
+
+    Args:
+      workdir: holds the folder `checkpoints`.
+      keep: how many of the newest stay.
+      writes: False for readers: only the run that trains clears away what an earlier one left
+        unfinished, for to a reader it may be a save in progress.
     """
 
-    def __init__(self, workdir, keep=2):
+    def __init__(self, workdir, keep=2, *, writes=True):
         self.directory = pathlib.Path(workdir).resolve() / "checkpoints"
         self._checkpointer = ocp.training.Checkpointer(
             self.directory, preservation_policy=_POLICIES.LatestN(keep),
             save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
-            cleanup_tmp_directories=True)
+            cleanup_tmp_directories=writes)
 
     def __enter__(self):
         return self

@@ -241,7 +241,7 @@ def restore_inference(run, workdir):
 
     Raises ConfigError where there is none.
     """
-    with Checkpoints(workdir) as checkpoints:
+    with Checkpoints(workdir, writes=False) as checkpoints:
         step = checkpoints.latest
         if step is None:
             raise config_lib.ConfigError(f"--workdir={workdir} holds no complete checkpoint: let "

@@ -157,13 +157,14 @@ class ProgressLine:
       total_steps: the step at which the run ends.
       first_step: the step it starts from; > 0 when it resumes.
       every_seconds: seconds between plain lines.
+      unit: what is counted.
       stream: where to, default standard error.
       clock: function without arguments, seconds.
     """
 
-    def __init__(self, total_steps, first_step=0, *, every_seconds=10.0, stream=None,
-                 clock=time.monotonic):
-        self.total_steps = total_steps
+    def __init__(self, total_steps, first_step=0, *, every_seconds=10.0, unit="step",
+                 stream=None, clock=time.monotonic):
+        self.total_steps, self._unit = total_steps, unit
         self._stream = sys.stderr if stream is None else stream
         self._in_place = bool(getattr(self._stream, "isatty", lambda: False)())
         self._every_seconds = every_seconds
@@ -181,7 +182,7 @@ class ProgressLine:
           metrics: a row of metrics.jsonl; uses loss, loss_*, images_per_second and
             data_wait_share (0..1), those present.
         """
-        parts = [f"step {step}/{self.total_steps}"]
+        parts = [f"{self._unit} {step}/{self.total_steps}"]
         if "loss" in metrics:
             parts.append(f"loss {float(metrics['loss']):.4g}")
         terms = [f"{name.removeprefix('loss_')} {float(value):.2g}"

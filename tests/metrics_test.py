@@ -142,6 +142,11 @@ class ProgressLineTest(parameterized.TestCase):
         self.assertEqual(text, "step 120/600  loss 2.345  pixel 1.9 pgg nan  38.2 img/s  "
                                "data 3 %  ETA 8:00")
 
+    def test_counts_what_it_is_told(self):
+        stream = io.StringIO()
+        self.line(stream, unit="image").update(600, {"images_per_second": 2})
+        self.assertEqual(stream.getvalue(), "image 600/600  2.0 img/s  ETA 0:00\n")
+
     def test_a_log_gets_a_line_now_and_then_and_the_last(self):
         stream = io.StringIO()
         progress = self.line(stream, every_seconds=10)

@@ -122,7 +122,8 @@ def overlay(image, label, palette, alpha=0.5):
 def encode_indexed_png(label, palette):
     """An 8-bit PNG, as bytes, whose pixel values are the ids; see `save_indexed_png`."""
     label = np.asarray(label)
-    ids = np.where(label < 0, IGNORE_LABEL, label.astype(np.int64))
+    ids = label if label.dtype == np.uint8 else np.where(label < 0, IGNORE_LABEL,
+                                                        label.astype(np.int64))
     if ids.size and ids.max() > 255:
         raise ValueError(f"label has id {ids.max()}; an indexed PNG holds ids 0 to 255")
     colours = np.full((256, 3), IGNORE_COLOUR, np.uint8)

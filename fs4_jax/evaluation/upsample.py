@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 
-def upsample_argmax(logits, size, shape, *, block_rows=64):
+def upsample_argmax(logits, size, shape, *, origin=(0, 0), block_rows=64):
     """Bilinear upsampling (align_corners=False) and argmax, each image to its own size.
 
     Works on blocks of rows, so that the logits at full resolution never exist at once.
@@ -13,6 +13,8 @@ def upsample_argmax(logits, size, shape, *, block_rows=64):
       logits: float [b, h, w, k] on the token grid.
       size: int [b, 2], each image's own height and width, at most `shape`.
       shape: (H, W), static: the padded size of the answer.
+      origin: (row, column) of the answer's first pixel, 0, 0 for whole images. It may be traced,
+        so that tiles of one shape cover images of any size in one compilation.
       block_rows: rows in one block.
 
     Returns:
@@ -21,18 +23,19 @@ def upsample_argmax(logits, size, shape, *, block_rows=64):
     height, width = shape
     b, h, w, _ = logits.shape
     logits = logits.astype(jnp.float32)
-    columns = jax.vmap(lambda n: _weights(jnp.arange(width), n, w))(size[:, 1])   # [b, W, w]
+    across = origin[1] + jnp.arange(width)
+    columns = jax.vmap(lambda n: _weights(across, n, w))(size[:, 1])              # [b, W, w]
     num_blocks = -(-height // block_rows)
 
     def block(start):
-        rows = start + jnp.arange(block_rows)
+        rows = origin[0] + start + jnp.arange(block_rows)
         weights = jax.vmap(lambda n: _weights(rows, n, h))(size[:, 0])            # [b, R, h]
         # In float32 on every device: what decides between two clusters may be a small difference.
         full = jnp.einsum("bRh,bhwk->bRwk", weights, logits, precision="highest")
         full = jnp.einsum("bWw,bRwk->bRWk", columns, full, precision="highest")
         ids = jnp.argmax(full, axis=-1).astype(jnp.int32)
         inside = rows[None, :, None] < size[:, 0, None, None]
-        inside &= jnp.arange(width)[None, None, :] < size[:, 1, None, None]
+        inside &= across[None, None, :] < size[:, 1, None, None]
         return jnp.where(inside, ids, -1)
 
     blocks = jax.lax.map(block, block_rows * jnp.arange(num_blocks))              # [n, b, R, W]

@@ -48,6 +48,17 @@ class UpsampleArgmaxTest(parameterized.TestCase):
             outside[:h, :w] = -1
             np.testing.assert_array_equal(outside, -1)
 
+    def test_tiles_make_the_whole(self):
+        """One compilation; the last tiles reach over the edge, where ids are -1."""
+        logits = np.random.default_rng(1).normal(size=(1, 5, 6, 4)).astype(np.float32)
+        size = jnp.array([[50, 41]])
+        whole = upsample_argmax(logits, size, (50, 41))
+        run = jax.jit(lambda origin: upsample_argmax(logits, size, (32, 16), origin=origin))
+        tiles = [[run((row, column))[0] for column in (0, 16, 32)] for row in (0, 32)]
+        got = np.block(tiles)
+        np.testing.assert_array_equal(got[:50, :41], whole[0])
+        self.assertEqual((got != -1).sum(), 50 * 41)
+
     def test_written_out(self):
         """Two tokens on four pixels: the first weighs 1, 3/4, 1/4, 0; then 0.75 > 0.625."""
         logits = jnp.array([[[[1.0, 0.0], [0.0, 2.5]]]])
