@@ -166,7 +166,9 @@ def recall_config(workdir):
 
 def evaluation_config(trained, given):
     """The config of a trained model, told by `given` where and how to evaluate."""
-    for key in ("eval_images", "eval_labels", "eval_size", "class_names", "num_classes",
+    if given.data.root:                   # another tree, and not the folder of the training
+        trained.data.eval_images = trained.data.eval_labels = ""
+    for key in ("root", "eval_images", "eval_labels", "eval_size", "class_names", "num_classes",
                 "ignore_ids"):
         if given.data[key]:
             trained.data[key] = given.data[key]

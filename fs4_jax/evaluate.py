@@ -254,7 +254,7 @@ def evaluate_workdir(given, workdir):
     """`--mode=eval`: scores the newest checkpoint of a workdir; returns the exit status.
 
     What was trained is read from the workdir; of `given` only what says where and how to
-    evaluate counts: data.eval_*, data.class_names, data.num_classes, data.ignore_ids, eval.*.
+    evaluate counts: data.root, data.eval_*, class_names, num_classes, ignore_ids; eval.*.
     """
     config = config_lib.evaluation_config(config_lib.recall_config(workdir), given)
     run = prepare(config, trained_in=workdir)

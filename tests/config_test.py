@@ -158,6 +158,11 @@ class WorkdirTest(parameterized.TestCase):
         self.assertEqual((merged.data.eval_images, merged.data.ignore_ids), ("new", (0,)))
         self.assertEqual((merged.eval.batch_size, merged.mesh.fsdp), (4, 2))
 
+    def test_evaluation_in_another_tree(self):
+        remember_config(changed(data__root="old", data__eval_images="own"), self.workdir)
+        merged = evaluation_config(recall_config(self.workdir), changed(data__root="new"))
+        self.assertEqual((merged.data.root, merged.data.eval_images), ("new", ""))
+
 
 if __name__ == "__main__":
     absltest.main()

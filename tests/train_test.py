@@ -13,7 +13,7 @@ import time
 
 import jax
 import numpy as np
-from absl.testing import absltest
+from absl.testing import absltest, parameterized
 from PIL import Image
 
 from fs4_jax import evaluate, train
@@ -22,6 +22,7 @@ from fs4_jax.config import ConfigError, default_config
 from fs4_jax.data.folder import DataError, UnreadableImage
 from fs4_jax.run import prepare
 from fs4_jax.watch import NonFinite
+from tests.shared import shared_path
 
 _ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -225,6 +226,28 @@ class TrainTest(absltest.TestCase):
             with self.subTest(key), self.assertRaisesRegex(error, message):
                 train.train(config, self.dir)
         self.assertEmpty(list(self.dir.iterdir()))
+
+
+class CocoStuffTest(parameterized.TestCase):
+    """COCO-Stuff's own tree trains and is scored in 27 classes."""
+
+    @parameterized.parameters("real", "made")
+    def test_a_tree(self, kind):
+        with tempfile.TemporaryDirectory() as folder:
+            root = shared_path("data", "cocostuff_sample")
+            if kind == "made":                # of other photographs, with a curated list
+                tool, root = shared_path("tools", "make_cocostuff_layout.py"), f"{folder}/tree"
+                subprocess.run([sys.executable, tool, root, "--train", "12", "--val", "5"],
+                               check=True, capture_output=True)
+            config = tiny_config(total_steps=2, num_clusters=27)
+            config.data.name, config.data.root = "cocostuff", str(root)
+            config.fs4.pgg.levels = (2,)
+            status, output = quietly(train.train, config, f"{folder}/w")
+            self.assertEqual(status, 0, output)
+            scores = json.loads(pathlib.Path(folder, "w", "eval.json").read_text())
+        self.assertEqual((scores["num_classes"], scores["num_clusters"]), (27, 27))
+        self.assertEqual(scores["num_images"], 8 if kind == "real" else 5)
+        self.assertGreater(scores["accuracy"], 0.0)
 
 
 if __name__ == "__main__":
