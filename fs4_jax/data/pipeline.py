@@ -301,9 +301,9 @@ def eval_batches(source, *, batch_size, image_size, patch, on_unreadable="raise"
 
     def load(i, shape):
         example = source[i] if with_labels else {"image": _image(source, i)}
-        image = example["image"]
+        image, label = example["image"], example.get("label")
         # Not the whole example: a batch of full photographs would fill the memory.
-        return resize_image(image, shape), image.shape[:2], example.get("label")
+        return resize_image(image, shape), (image if label is None else label).shape[:2], label
 
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
         groups = {}
