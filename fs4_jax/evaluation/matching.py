@@ -1,4 +1,4 @@
-"""From a confusion matrix to scores: one Hungarian match over the data set, exact integers."""
+"""From confusion counts to scores: clusters matched to classes, exact integers."""
 
 import dataclasses
 
@@ -10,13 +10,14 @@ import scipy.optimize
 class Scores:
     """Scores of one match, in percent.
 
-    matching: int [num_clusters], class of each cluster, -1 unmatched.
-    per_class_iou: float [num_classes], NaN for a class absent from truth and prediction.
+    matching: int [num_clusters], class of each cluster, -1 unmatched; None where every image has
+    a match of its own. per_class_iou: float [num_classes], NaN for a class absent from truth and
+    prediction.
     """
     miou: float
     accuracy: float
     per_class_iou: np.ndarray
-    matching: np.ndarray
+    matching: np.ndarray | None
 
 
 def match_clusters(counts):
@@ -36,6 +37,58 @@ def match_clusters(counts):
     return matching
 
 
+def match_many_to_one(counts):
+    """Every cluster to the class most of its pixels have (greedy by precision).
+
+    The rule of over-clustering scores (Leopart, NeCo) and of AlignSeg. A tie goes to the lower
+    id; a cluster without pixels is unmatched.
+
+    Args:
+      counts: int [num_clusters, num_classes].
+
+    Returns:
+      int [num_clusters]: the class of each cluster, or -1.
+    """
+    counts = np.asarray(counts)
+    return np.where(counts.sum(1) > 0, np.argmax(counts, axis=1), -1).astype(np.int64)
+
+
+def match_identity(counts):
+    """Cluster k is class k, as for a model that was told the classes; -1 beyond the classes."""
+    ids = np.arange(counts.shape[0])
+    return np.where(ids < counts.shape[1], ids, -1)
+
+
+MATCHINGS = {"hungarian": match_clusters, "many-to-one": match_many_to_one,
+             "identity": match_identity}
+
+
+def merge_clusters(counts, matching):
+    """Counts int64 [num_classes, num_classes] of predicted and true class under a match."""
+    counts, matching = np.asarray(counts, np.int64), np.asarray(matching)
+    merged = np.zeros((counts.shape[1],) * 2, np.int64)
+    np.add.at(merged, matching[matching >= 0], counts[matching >= 0])
+    return merged
+
+
+def class_iou(merged, truth):
+    """IoU of each class in percent, NaN where union is empty: float [num_classes].
+
+    Args:
+      merged: int [num_classes, num_classes], predicted x true; truth: int [num_classes], all
+        labelled pixels of a class, those of unmatched clusters among them.
+    """
+    hit = np.diag(merged)
+    union = truth + merged.sum(1) - hit
+    return np.where(union > 0, 100.0 * hit / np.maximum(union, 1), np.nan)
+
+
+def mean_of(values):
+    """The mean without NaN; NaN where nothing is left."""
+    values = np.asarray(values, float)
+    return float(values[~np.isnan(values)].mean()) if (~np.isnan(values)).any() else float("nan")
+
+
 def score_matching(counts, matching):
     """mIoU, accuracy and per-class IoU under a match, on exact integer counts.
 
@@ -48,16 +101,16 @@ def score_matching(counts, matching):
 
     Returns:
       Scores; mIoU and accuracy are NaN when no pixel is labelled.
+
+    Raises:
+      ValueError: a match of another number of clusters, or to classes that there are not.
     """
-    counts = np.asarray(counts, np.int64)
-    num_classes = counts.shape[1]
-    merged = np.zeros((num_classes, num_classes), np.int64)
-    np.add.at(merged, matching[matching >= 0], counts[matching >= 0])
-    hit, truth, predicted = np.diag(merged), counts.sum(0), merged.sum(1)
-    union = truth + predicted - hit
-    with np.errstate(invalid="ignore"):
-        iou = np.where(union > 0, 100.0 * hit / np.maximum(union, 1), np.nan)
-    total = counts.sum()
-    miou = float(np.mean(iou[union > 0])) if (union > 0).any() else float("nan")
-    accuracy = float(100.0 * hit.sum() / total) if total else float("nan")
-    return Scores(miou, accuracy, iou, matching)
+    counts, matching = np.asarray(counts, np.int64), np.asarray(matching)
+    if matching.shape != counts.shape[:1] or matching.max(initial=-1) >= counts.shape[1]:
+        raise ValueError(f"a matching of {len(matching)} clusters to classes up to "
+                         f"{matching.max(initial=-1)} does not fit counts of {counts.shape[0]} "
+                         f"clusters and {counts.shape[1]} classes")
+    merged, total = merge_clusters(counts, matching), counts.sum()
+    iou = class_iou(merged, counts.sum(0))
+    accuracy = float(100.0 * np.trace(merged) / total) if total else float("nan")
+    return Scores(mean_of(iou), accuracy, iou, matching)

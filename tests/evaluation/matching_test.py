@@ -6,7 +6,8 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from fs4_jax.evaluation import confusion_matrix, match_clusters, score_matching
-from fs4_jax.evaluation.protocols import PROTOCOLS, evaluate_counts
+from fs4_jax.evaluation.matching import match_identity, match_many_to_one
+from fs4_jax.evaluation.protocols import PROTOCOLS, evaluate_counts, table
 
 
 def golden(seed, num_classes, num_clusters, side):
@@ -122,12 +123,50 @@ class ScoreMatchingTest(absltest.TestCase):
         np.testing.assert_array_equal(first.matching[order], second.matching)
 
 
+class RulesTest(absltest.TestCase):
+
+    def test_many_to_one_by_most_pixels(self):
+        counts = np.array([[5, 6], [0, 9], [4, 4], [0, 0]])
+        np.testing.assert_array_equal(match_many_to_one(counts), [1, 1, 0, -1])
+        scores = evaluate_counts(counts, "overcluster")
+        np.testing.assert_allclose(scores.per_class_iou, [100 * 4 / 13, 100 * 15 / 24])
+
+    def test_identity(self):
+        np.testing.assert_array_equal(match_identity(np.zeros((4, 3))), [0, 1, 2, -1])
+        np.testing.assert_array_equal(match_identity(np.zeros((2, 3))), [0, 1])
+
+    def test_a_match_of_another_split(self):
+        counts = np.array([[1, 9], [8, 2]])
+        self.assertEqual(evaluate_counts(counts, matching=np.array([0, 1])).accuracy, 15.0)
+        for wrong in ([0], [0, 2]):
+            with self.assertRaisesRegex(ValueError, "does not fit counts of 2 clusters"):
+                evaluate_counts(counts, matching=np.array(wrong))
+
+    def test_the_published_bug_is_asked_for(self):
+        """Pixels of the third cluster vanish: nobody is charged for them."""
+        counts = np.array([[8, 0], [0, 9], [2, 1]])
+        self.assertAlmostEqual(evaluate_counts(counts, "stego27").accuracy, 85.0)
+        bug = evaluate_counts(counts, "stego27", bug_compatible="stego-extra-clusters")
+        self.assertEqual((bug.accuracy, bug.miou), (100.0, 100.0))
+        with self.assertRaisesRegex(ValueError, "'stego' is unknown; there is: stego-extra"):
+            evaluate_counts(counts, bug_compatible="stego")
+
+
 class ProtocolsTest(absltest.TestCase):
+
+    def test_a_match_an_image_needs_images(self):
+        with self.assertRaisesRegex(ValueError, "counts of a whole data set"):
+            evaluate_counts(np.eye(2, dtype=int), "per-image-m2o")
+
+    def test_the_table_has_them_all(self):
+        rows = table().splitlines()
+        self.assertEqual([row.split("`")[1] for row in rows[2:]], list(PROTOCOLS))
+        self.assertLen({row.count("|") for row in rows}, 1)
 
     def test_a_protocol_is_known_by_its_name(self):
         for name, protocol in PROTOCOLS.items():
             self.assertEqual(protocol.name, name)
-        with self.assertRaisesRegex(ValueError, "unknown protocol 'stego'; there is: hungarian"):
+        with self.assertRaisesRegex(ValueError, "unknown protocol 'stego'; there are: hungarian"):
             evaluate_counts(np.eye(2, dtype=int), "stego")
 
 
