@@ -140,11 +140,12 @@ def _source(images, out):
 def _classes(workdir, num_clusters):
     """(uint8 [k] mask id of each cluster, names by mask id, a line that says what ids are)."""
     path = pathlib.Path(workdir) / "eval.json"
-    if not path.exists():
+    scores = json.loads(path.read_text()) if path.exists() else {}
+    if "matching" not in scores:
+        why = (f"protocol {scores['protocol']} of {path} matches no clusters" if scores else
+               f"no labels were scored in {workdir}")
         return (np.arange(num_clusters, dtype=np.uint8),
-                [f"cluster {k}" for k in range(num_clusters)],
-                f"no labels were scored in {workdir}: mask ids are clusters")
-    scores = json.loads(path.read_text())
+                [f"cluster {k}" for k in range(num_clusters)], f"{why}: mask ids are clusters")
     ids, names = np.array(scores["matching"]), list(scores["class_names"])
     for k in np.flatnonzero(ids < 0):
         ids[k] = len(names)

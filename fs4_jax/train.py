@@ -10,7 +10,8 @@ import jax
 
 from fs4_jax.checkpoint import Checkpoints
 from fs4_jax.config import remember_config
-from fs4_jax.evaluate import Evaluator, publish
+from fs4_jax.evaluate import partial_file, probe_source, publish
+from fs4_jax.evaluator import Evaluator
 from fs4_jax.metrics import MetricsWriter
 from fs4_jax.run import checked_source, prepare, remember_encoder
 from fs4_jax.train_step import restarted
@@ -45,6 +46,7 @@ def train(config, workdir):
     # Images that were trained on may hold unreadable ones; a split of its own may not.
     own_split = bool(config.data.eval_images or config.data.root or not config.data.images)
     evaluator = Evaluator(run.method, eval_source, config, run.mesh, "eval",
+                          train_source=probe_source(config),
                           on_unreadable="raise" if own_split else "skip")
     _describe(run, source, eval_source, workdir)
 
@@ -87,7 +89,8 @@ def train(config, workdir):
         checkpoints.save(config.total_steps, state, iterator)
         checkpoints.wait()
         result = _evaluate(run, evaluator, state, config.total_steps, writer,
-                           floors=config.eval.floors, pictures=config.eval.pictures)
+                           floors=config.eval.floors, pictures=config.eval.pictures,
+                           partial=partial_file(workdir))
     publish(workdir, config, result)
     return 0
 
@@ -144,10 +147,11 @@ def _bootstrap(run, source, state, step):
     return dataclasses.replace(state, extra=jax.device_put(extra, where))
 
 
-def _evaluate(run, evaluator, state, step, writer, *, floors, pictures=0):
+def _evaluate(run, evaluator, state, step, writer, *, floors, pictures=0, partial=None):
     """One evaluation, noted in the metrics."""
     params = run.method.inference_params(state.params, state.teacher)
-    result = evaluator.run(params, step, floors=floors, pictures=pictures, progress=True)
+    result = evaluator.run(params, step, floors=floors, pictures=pictures, progress=True,
+                           partial=partial)
     row = {"components_per_image": result.clusters["components_per_image"]}
     if result.scores:
         row |= {"eval_miou": result.scores["miou"], "eval_accuracy": result.scores["accuracy"]}

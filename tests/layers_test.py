@@ -15,21 +15,24 @@ LAYERS = (
     # L0: pure functions of arrays, and settings
     {"", "clustering", "clustering.kmeans", "clustering.sinkhorn", "affinity",
      "affinity.windowed", "evaluation", "evaluation.confusion", "evaluation.matching",
-     "evaluation.per_image", "evaluation.objects", "evaluation.protocols", "evaluation.upsample", "evaluation.floors", "sharding", "optimizer", "metrics", "config"},
+     "evaluation.per_image", "evaluation.objects", "evaluation.protocols", "evaluation.upsample",
+     "evaluation.floors", "evaluation.geometry", "evaluation.readout", "evaluation.probe",
+     "evaluation.tally", "sharding", "optimizer", "metrics", "config"},
     # L1: models, losses, sources of images
     {"models", "models.vit", "models.weights", "models.heads", "models.prototypes",
      "models.context_embedding", "losses", "losses.assignment", "losses.pyramid", "losses.kernel",
-     "data", "data.folder", "data.cocostuff", "data.scenes", "data.views", "data.scribbles",
-     "state"},
+     "data", "data.images", "data.folder", "data.stored", "data.cocostuff", "data.voc",
+     "data.scribblesup", "data.cityscapes", "data.potsdam", "data.camvid", "data.scenes",
+     "data.views", "data.scribbles", "state"},
     # L2: files and pictures
-    {"data.pipeline", "checkpoint", "evaluation.pictures",
+    {"data.sources", "data.pipeline", "data.build", "data.cocostuff_tfds", "checkpoint", "evaluation.pictures",
      "evaluation.report", "evaluation.report_charts"},
     # L3: the step and the methods
     {"train_step", "methods", "methods.base", "methods.fs4", "methods.fs4_fit"},
     # L4: what runs
-    {"run", "watch", "train", "evaluate", "errors"},
+    {"run", "watch", "train", "evaluator", "evaluate", "errors"},
     # L5: commands
-    {"main", "predict", "evaluation.score"},
+    {"main", "predict", "evaluation.score", "data.prepare"},
 )
 LAYER_OF = {module: level for level, modules in enumerate(LAYERS) for module in modules}
 

@@ -36,8 +36,13 @@ class Confusion:
     """The running sum over a data set, int64 on the host."""
 
     def __init__(self, num_clusters, num_classes):
-        self.counts = np.zeros((num_clusters, num_classes), np.int64)
+        self.state = {"counts": np.zeros((num_clusters, num_classes), np.int64)}
+
+    @property
+    def counts(self):
+        """int64 [num_clusters, num_classes]."""
+        return self.state["counts"]
 
     def add(self, counts):
         """Adds one batch's counts, int [num_clusters, num_classes]."""
-        self.counts += np.asarray(jax.device_get(counts)).astype(np.int64)
+        self.state["counts"] += np.asarray(jax.device_get(counts)).astype(np.int64)

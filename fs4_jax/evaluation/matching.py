@@ -1,6 +1,8 @@
 """From confusion counts to scores: clusters matched to classes, exact integers."""
 
 import dataclasses
+import json
+import pathlib
 
 import numpy as np
 import scipy.optimize
@@ -114,3 +116,16 @@ def score_matching(counts, matching):
     iou = class_iou(merged, counts.sum(0))
     accuracy = float(100.0 * np.trace(merged) / total) if total else float("nan")
     return Scores(mean_of(iou), accuracy, iou, matching)
+
+
+def read_matching(path):
+    """The `matching` int [num_clusters] of a JSON file, such as an eval.json.
+
+    Raises ValueError naming a file that holds none; OSError for one that is not there.
+    """
+    try:
+        matching = json.loads(pathlib.Path(path).read_text())["matching"]
+        return np.array(matching, np.int64).reshape(-1)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} holds no `matching`: give an eval.json, or what the score "
+                         "command wrote with --json (not of a per-image protocol)") from error

@@ -16,7 +16,7 @@ import numpy as np
 from absl import app, flags
 from PIL import Image
 
-from fs4_jax.evaluation.matching import MATCHINGS, score_matching
+from fs4_jax.evaluation.matching import MATCHINGS, read_matching, score_matching
 from fs4_jax.evaluation.per_image import PER_IMAGE
 from fs4_jax.metrics import ProgressLine
 
@@ -51,14 +51,14 @@ def main(argv):
         scores = score_folders(
             _PREDICTIONS.value, _LABELS.value, num_classes=_NUM_CLASSES.value,
             num_clusters=_NUM_CLUSTERS.value, ignore=_IGNORE.value, protocol=_PROTOCOL.value,
-            matching=_read_matching(_MATCHING.value), progress=True)
+            matching=_MATCHING.value and read_matching(_MATCHING.value), progress=True)
         names = _CLASS_NAMES.value or [f"class {i}" for i in range(_NUM_CLASSES.value)]
         if len(names) != _NUM_CLASSES.value:
             raise MaskError(f"--class_names gives {len(names)} names for --num_classes="
                             f"{_NUM_CLASSES.value}")
         if _JSON.value:
             pathlib.Path(_JSON.value).write_text(json.dumps(scores, indent=2) + "\n")
-    except (MaskError, OSError) as error:
+    except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     print(format_scores(scores, names))
@@ -211,17 +211,6 @@ def format_scores(scores, names):
         lines.append(f"{title:{width}s}  {'    -' if value is None else f'{value:8.4f} %'}")
     lines.append(f"{scores['num_images']} images, protocol {scores['protocol']}")
     return "\n".join(lines)
-
-
-def _read_matching(path):
-    if path is None:
-        return None
-    try:
-        matching = json.loads(pathlib.Path(path).read_text())["matching"]
-        return np.array(matching, np.int64).reshape(-1)
-    except (KeyError, TypeError, ValueError) as error:
-        raise MaskError(f"--matching={path} holds no `matching`: give the --json of an earlier "
-                        "score, or an eval.json") from error
 
 
 def _number(value):

@@ -49,6 +49,23 @@ def _weights(pixels, length, num_tokens):
     return jnp.maximum(0.0, 1.0 - jnp.abs(position[:, None] - jnp.arange(num_tokens)))
 
 
+def upsample_maps(maps, size, shape):
+    """Bilinear upsampling (align_corners=False) of maps, each to its own size.
+
+    Args:
+      maps: float [b, h, w, c]. size: int [b, 2], each answer's own height and width.
+      shape: (H, W), static, at least every size; what lies outside of a size repeats its border.
+
+    Returns:
+      float32 [b, H, W, c].
+    """
+    rows, columns = (jax.vmap(lambda n: _weights(jnp.arange(shape[axis]), n, maps.shape[1 + axis]))(
+        size[:, axis]) for axis in (0, 1))
+    maps = maps.astype(jnp.float32)
+    full = jnp.einsum("bHh,bhwc->bHwc", rows, maps, precision="highest")
+    return jnp.einsum("bWw,bHwc->bHWc", columns, full, precision="highest")
+
+
 def upsample_nearest(ids, size, shape):
     """Nearest-neighbour resize of ids int [b, h, w], each to its own size; -1 outside of it."""
     h, w = ids.shape[1:]

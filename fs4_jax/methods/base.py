@@ -29,4 +29,8 @@ class Method(Protocol):
         """The parameters that predict."""
 
     def predict(self, params, images) -> dict:
-        """images uint8 [b, H, W, 3] -> "logits" [b, h, w, k], "patch_tokens" [b, h, w, d]."""
+        """images uint8 [b, H, W, 3] -> "logits" [b, h, w, k], "embedding" [b, h, w, c],
+        "patch_tokens" [b, h, w, d]."""
+
+    def classify(self, params, embedding) -> Any:
+        """logits [..., k] of embeddings [..., c], wherever and however they were sampled."""

@@ -22,6 +22,7 @@ from fs4_jax.losses.pyramid import cell_features, nearest_centroid, pyramid_loss
 from fs4_jax.methods import fs4_fit
 from fs4_jax.models.context_embedding import ContextEmbedding, appearance_cues
 from fs4_jax.models.heads import SegmentationHead
+from fs4_jax.models.prototypes import Prototypes
 from fs4_jax.models.vit import normalize_images
 
 
@@ -137,7 +138,12 @@ class FS4:
         images = normalize_images(images)
         encoded = self.encode(params, images)
         head = self._head(params, encoded, images)
-        return {"logits": head["cosines"], "patch_tokens": encoded["patch_tokens"]}
+        return {"logits": head["cosines"], "embedding": head["embedding"],
+                "patch_tokens": encoded["patch_tokens"]}
+
+    def classify(self, params, embedding):
+        prototypes = {"params": params["head"]["classifier"]}
+        return Prototypes(self.num_clusters).apply(prototypes, embedding)
 
     def fit(self, params, extra, batches, key):
         """First centroids, projection and prototypes, from the encoder's own tokens."""
