@@ -6,6 +6,17 @@ import pathlib
 import ml_collections
 from ml_collections.config_dict import FieldReference
 
+# config.data.name: its label sets, config.data.label_set, the default first.
+DATA_SETS = {
+    "folder": (), "scenes": (),
+    "cocostuff": ("27", "15", "171", "81", "182"),
+    # aug: trains on the list trainaug, not train; scribbles: and on strokes, not masks
+    "voc": ("21", "21-aug", "21-scribbles", "21-aug-scribbles"),
+    "cityscapes": ("27", "19"),
+    "potsdam": ("3",),
+    "camvid": ("11",),
+}
+
 
 class ConfigError(ValueError):
     """A setting that can not work; the message names the key and what to do."""
@@ -26,8 +37,11 @@ def default_config():
         # (regex over parameter paths, "replicate" | "fsdp"): the first that matches wins
         sharding=(("kernel$", "fsdp"), (".*", "replicate")),
         data=c(dict(
-            name="folder",        # folder | scenes | cocostuff
-            root="",              # holds {train,val}/{images,labels}, or COCO-Stuff's own tree
+            name="folder",        # see DATA_SETS
+            # holds {train,val}/{images,labels}, or the data set's own tree, or what
+            # fs4_jax.data.prepare built of it
+            root="",
+            label_set="",         # see DATA_SETS; "": its first
             images="", labels="", eval_images="", eval_labels="",
             # training crops: one side, or (height, width)
             image_size=FieldReference(224, field_type=object),
@@ -37,6 +51,8 @@ def default_config():
             class_names=(), num_classes=0, ignore_ids=(),
             num_workers=0,        # decoding processes; 0: threads
             num_train=1024, num_eval=256, scenes_seed=0,       # scenes only
+            # where view 1 lies: random | five (a quarter of the image: a corner or the middle)
+            crops="random",
             crop_scale=(0.3, 1.0), view2_scale=(0.5, 1.0), flip=0.5,
             brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, grey=0.1, blur=0.3,
         )),
@@ -97,12 +113,16 @@ def check_config(config):
     if config.num_clusters > 255:
         raise ConfigError(f"config.num_clusters is {config.num_clusters}; masks are 8-bit: at "
                           "most 255")
-    choices = {"dtype": ("float32", "bfloat16"), "data.name": ("folder", "scenes", "cocostuff"),
-               "fs4.teacher": ("ema", "frozen")}
+    choices = {"dtype": ("float32", "bfloat16"), "data.name": tuple(DATA_SETS),
+               "data.crops": ("random", "five"), "fs4.teacher": ("ema", "frozen")}
     flat = flatten(config)
     for key, allowed in choices.items():
         if flat[key] not in allowed:
             raise ConfigError(f"config.{key} is {flat[key]!r}; choose one of {', '.join(allowed)}")
+    label_sets = DATA_SETS[config.data.name]
+    if config.data.label_set not in ("", *label_sets):
+        raise ConfigError(f"config.data.label_set is {config.data.label_set!r}; "
+                          f"{config.data.name} has {', '.join(label_sets) or 'none'}")
     for key, least in (("image_size", 1), ("eval_size", 0)):
         sides = config.data[key] if isinstance(config.data[key], tuple) else (config.data[key],)
         if len(sides) not in (1, 2) or any(type(side) is not int or side < least for side in sides):

@@ -75,6 +75,8 @@ class CheckConfigTest(parameterized.TestCase):
         ("num_clusters", 256, "is 256; masks are 8-bit: at most 255"),
         ("dtype", "float16", "is 'float16'; choose one of float32, bfloat16"),
         ("data.name", "coco", "choose one of folder, scenes, cocostuff"),
+        ("data.label_set", "27", "is '27'; folder has none"),
+        ("data.crops", "ten", "choose one of random, five"),
         ("fs4.teacher", "none", "choose one of ema, frozen"),
         ("eval.protocol", "stego", "is 'stego'; choose one of hungarian, stego27, "),
         ("eval.bug_compatible", "all", "is 'all'; choose one of stego-extra-clusters"),

@@ -5,138 +5,17 @@ import os
 import pathlib
 
 import numpy as np
-from PIL import Image
 
+from fs4_jax.data.images import (DataError, UnreadableImage, image_size, label_size, read_image,
+                                 read_label)
 from fs4_jax.evaluation.confusion import IGNORE_LABEL
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 LABEL_SUFFIXES = (".png", ".bmp")
 
-# What a file is decoded as, whatever its suffix says; Pillow's other formats may run programs.
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
-_ORIENTATION = 0x0112     # EXIF tag: 1 upright; 5 to 8 swap height and width
-_TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180,
-          4: Image.Transpose.FLIP_TOP_BOTTOM, 5: Image.Transpose.TRANSPOSE,
-          6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
-          8: Image.Transpose.ROTATE_90}
-_GREY_STEPS = {"L;2": 85, "L;4": 17}      # Pillow stretches 2- and 4-bit greys to 0..255
 _CHECKED_SIZES = 10_000   # pairs of headers read at the start: 3 seconds
 _SAMPLED_LABELS = 16      # read at the start, to find ids out of range before minutes are spent
 _THREADS = 8
-
-
-class DataError(ValueError):
-    """Something about the data that the user can mend; the message names the file or key."""
-
-
-class UnreadableImage(ValueError):
-    """An image file that can not be read; the message names it and says why."""
-
-
-# ---- single files -------------------------------------------------------------------------------
-
-def read_image(path, *, at_least=None):
-    """An image file as uint8 [H, W, 3] RGB.
-
-    EXIF rotation is applied; grey, palette and CMYK become RGB, transparency is laid over white,
-    16-bit grey becomes 8-bit, an animation gives its first frame.
-
-    Args:
-      path: the file.
-      at_least: a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size, several times as fast, while
-        both sides keep so many pixels; None decodes it whole.
-
-    Raises:
-      UnreadableImage: missing, corrupt, truncated, or above Pillow's MAX_IMAGE_PIXELS (about 89
-        million: a small file can hide a picture that fills the memory).
-    """
-    try:
-        with _open(path) as image:
-            turn = _TURNS.get(_orientation(image))
-            if at_least:
-                image.draft(None, (at_least, at_least))      # does nothing but for JPEG
-            picture = _to_rgb(image)
-            return np.asarray(picture if turn is None else picture.transpose(turn))
-    except Exception as error:      # Pillow raises a dozen kinds for a file that is no image
-        raise UnreadableImage(f"{path}: unreadable image ({_reason(error, path)})") from error
-
-
-def read_label(path):
-    """A mask file as uint8 [H, W]: grey values or palette indices, as they are stored.
-
-    Raises:
-      DataError: missing or corrupt, a colour picture, or 16-bit ids above 255.
-    """
-    try:
-        with _open(path) as image:
-            mode = image.mode
-            step = _GREY_STEPS.get(str(image.tile[0][3]), 1) if image.tile else 1
-            label = np.asarray(image)
-    except Exception as error:
-        raise DataError(f"{path}: unreadable mask ({_reason(error, path)})") from error
-    if mode not in ("1", "L", "P") and not mode.startswith("I"):
-        raise DataError(f"{path}: a mask of Pillow's mode {mode}; labels are 8-bit class ids, one "
-                        "channel: the grey value or palette index of a pixel is its class")
-    if label.size and label.max() > 255:
-        raise DataError(f"{path}: id {label.max()} in a 16-bit mask; labels are 8-bit class ids, "
-                        "0 to 254, and 255 for ignore")
-    return label.astype(np.uint8) // np.uint8(step)
-
-
-def image_size(path):
-    """(height, width) from the header alone, EXIF rotation counted in; UnreadableImage."""
-    try:
-        with _open(path) as image:
-            return image.size if _orientation(image) >= 5 else image.size[::-1]
-    except Exception as error:
-        raise UnreadableImage(f"{path}: unreadable image ({_reason(error, path)})") from error
-
-
-def _label_size(path):
-    try:
-        with _open(path) as label:
-            return label.size[::-1]         # as it is stored: masks are never turned
-    except Exception as error:
-        raise DataError(f"{path}: unreadable mask ({_reason(error, path)})") from error
-
-
-def _open(path):
-    if os.path.getsize(path) == 0:
-        raise ValueError("the file is empty")
-    image = Image.open(path, formats=_FORMATS)
-    # Pillow only warns up to twice its limit, and warning filters are no thread's own.
-    if Image.MAX_IMAGE_PIXELS and image.width * image.height > Image.MAX_IMAGE_PIXELS:
-        size = f"{image.width} x {image.height}"
-        image.close()
-        raise Image.DecompressionBombError(
-            f"{size} pixels, more than Pillow's safe {Image.MAX_IMAGE_PIXELS}")
-    return image
-
-
-def _orientation(image):
-    """EXIF orientation 1..8; 1 where there is none, or none that can be parsed."""
-    try:
-        # The base class's: PngImageFile's would decode all the pixels to look for late chunks.
-        orientation = Image.Image.getexif(image).get(_ORIENTATION, 1)
-        return orientation if orientation in _TURNS else 1
-    except Exception:     # a damaged tag is no reason to lose the picture
-        return 1
-
-
-def _to_rgb(image):
-    if image.mode.startswith("I"):
-        values = np.asarray(image).astype(np.int64)
-        grey = np.clip((values + 128) // 257, 0, 255).astype(np.uint8)
-        return Image.fromarray(grey).convert("RGB")
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")
-
-
-def _reason(error, path):
-    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return text.replace(repr(str(path)), "the file").replace(str(path), "the file")
 
 
 # ---- folders ------------------------------------------------------------------------------------
@@ -153,26 +32,32 @@ def list_images(directory, *, key="data.images"):
     Raises:
       DataError: no such folder, no images in it, or two files of one stem.
     """
-    return _list_files(directory, IMAGE_SUFFIXES, "images", key)
+    return list_files(directory, IMAGE_SUFFIXES, "images", key)
 
 
-def _list_files(directory, suffixes, what, key):
+def list_files(directory, endings, what, key):
+    """`list_images` for other endings, which the stems are without.
+
+    Args:
+      directory: the folder. endings: in lower case; that of a file may be in any.
+      what: they are, and their config key: for messages.
+    """
     directory = str(directory)
     if not os.path.isdir(directory):
         reason = "it is a file" if os.path.exists(directory) else "no such path"
         raise DataError(f"{directory} (config.{key}) is not a folder: {reason}")
     files, start = {}, len(os.path.join(directory, ""))
     for path in _walk(directory):
-        stem, suffix = os.path.splitext(path[start:])
-        if suffix.lower() not in suffixes:
+        ending = next((end for end in endings if path.lower().endswith(end)), None)
+        if ending is None:
             continue
-        stem = stem.replace(os.sep, "/")
+        stem = path[start:-len(ending)].replace(os.sep, "/")
         if stem in files:
             raise DataError(f"{files[stem]} and {path} have the same stem: masks and predictions "
                             "go by stems, so rename one")
         files[stem] = path
     if not files:
-        raise DataError(f"{directory} (config.{key}) holds no {what}: no {', '.join(suffixes)} "
+        raise DataError(f"{directory} (config.{key}) holds no {what}: no {', '.join(endings)} "
                         "in it or its subfolders")
     return dict(sorted(files.items()))
 
@@ -196,39 +81,31 @@ def _walk(folder, above=()):
             yield entry.path
 
 
-# ---- the source ---------------------------------------------------------------------------------
+# ---- the sources --------------------------------------------------------------------------------
 
-class FolderSource:
-    """Images of a folder (and its subfolders), masks of the same stems from another.
+class PairSource:
+    """Images and their masks, file by file: what all the sources of this package have in common.
 
     Args:
-      images: folder. labels: folder of .png or .bmp masks; None or "" for none.
       name: of the source.
-      class_names: names by id; () where unknown.
-      num_classes: 0 takes len(class_names), or else reads every mask once: largest id + 1.
-      ignore_ids: ids that are read as 255, "ignore".
-      list_file: a text file with one stem a line: only these, in its order.
-      key: config key of the images' folder, for messages.
-
-    Raises:
-      DataError: a missing or empty folder, an image without a mask, settings that disagree.
+      images: {stem: file}; a file is a path or a `stored.StoredFile`.
+      labels: {stem: file}, one for every image; None for none.
+      where: the images' folder, for messages.
+      class_names: names by id; () where unknown. num_classes: of the labels.
+      table: int16 [256], the class that each stored id means, 255 to ignore it, -1 for an error.
+      ids: "is ...": what is wrong with an id that the table holds an error for.
     """
 
-    def __init__(self, images, labels=None, *, name="folder", class_names=(), num_classes=0,
-                 ignore_ids=(), list_file=None, key="data.images"):
-        self.name = name
-        self._folder = str(images)
-        files = list_images(images, key=key)
-        if list_file:
-            files = _only(files, list_file, images)
-        self._stems, self._images = list(files), list(files.values())
-        self.class_names, self.num_classes, self._labels = (), 0, None
-        if labels:
-            masks = _list_files(labels, LABEL_SUFFIXES, "labels", key.replace("images", "labels"))
-            self._labels = self._match(masks, labels)
-            self.class_names = tuple(class_names)
-            self.num_classes = _agreed(len(class_names), num_classes) or self._infer(ignore_ids)
-            self._table = _id_table(self.num_classes, ignore_ids)
+    # How files are read; formats other than pictures override these.
+    _read_image, _image_size = staticmethod(read_image), staticmethod(image_size)
+    _read_label, _label_size = staticmethod(read_label), staticmethod(label_size)
+
+    def __init__(self, name, images, labels=None, *, where, class_names=(), num_classes=0,
+                 table=None, ids=""):
+        self.name, self.class_names, self.num_classes = name, tuple(class_names), num_classes
+        self._folder, self._table, self._ids = str(where), table, ids
+        self._stems, self._images = list(images), list(images.values())
+        self._labels = None if labels is None else [labels[stem] for stem in images]
 
     def __len__(self):
         return len(self._images)
@@ -239,7 +116,7 @@ class FolderSource:
 
     def size(self, i):
         """(height, width) of image i, from its header; UnreadableImage."""
-        return image_size(self._images[i])
+        return self._image_size(self._images[i])
 
     def __getitem__(self, i):
         example = {"name": self._stems[i], "image": self.image(i)}
@@ -251,14 +128,14 @@ class FolderSource:
 
     def image(self, i, *, at_least=None):
         """uint8 [H, W, 3] of example i, its mask unread; see `read_image`."""
-        return read_image(self._images[i], at_least=at_least)
+        return self._read_image(self._images[i], at_least=at_least)
 
     def label(self, i):
         """uint8 [H, W] of example i, ids 0..num_classes-1 and 255; DataError for any other id."""
-        stored = read_label(self._labels[i])
+        stored = self._read_label(self._labels[i])
         label = self._table[stored]
         if label.size and label.min() < 0:
-            raise self._id_error(i, stored[label < 0][0])
+            raise DataError(f"{self._labels[i]}: id {stored[label < 0][0]} {self._ids}")
         return label.astype(np.uint8)
 
     def check(self, min_side=1):
@@ -298,45 +175,67 @@ class FolderSource:
 
     def _sizes(self, i):
         """(height, width) of image i, or its UnreadableImage; that of its mask, or None."""
-        label = self._labels and _label_size(self._labels[i])
+        label = self._labels and self._label_size(self._labels[i])
         try:
             return self.size(i), label
         except UnreadableImage as error:
             return error, label
-
-    def _match(self, masks, labels):
-        missing = [stem for stem in self._stems if stem not in masks]
-        if missing:
-            raise DataError(f"{len(missing)} of the {len(self)} images in {self._folder} have no "
-                            f"mask in {labels}: the first is {missing[0]}{LABEL_SUFFIXES[0]}")
-        return [masks[stem] for stem in self._stems]
-
-    def _infer(self, ignore_ids):
-        ignored = {IGNORE_LABEL, *ignore_ids}
-
-        def largest(path):
-            return max(set(np.unique(read_label(path)).tolist()) - ignored, default=-1)
-
-        with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-            number = max(pool.map(largest, self._labels)) + 1
-        if not number:
-            raise DataError(f"the masks of {self._folder} hold nothing but ignored ids: give "
-                            "config.data.num_classes, or other config.data.ignore_ids")
-        return number
 
     def _size_error(self, i, image, label):
         return DataError(f"{self._labels[i]} is {label[1]} x {label[0]} pixels, its image "
                          f"{self._images[i]} {image[1]} x {image[0]}: masks have their image's "
                          "size")
 
-    def _id_error(self, i, value):
-        return DataError(f"{self._labels[i]}: id {value} is outside 0..{self.num_classes - 1} "
-                         "(and 255, ignore): raise config.data.num_classes, name all the classes "
-                         "in config.data.class_names, or list the id in config.data.ignore_ids")
+
+class FolderSource(PairSource):
+    """Images of a folder (and its subfolders), masks of the same stems from another.
+
+    Args:
+      images: folder. labels: folder of .png or .bmp masks; None or "" for none.
+      name: of the source.
+      class_names: names by id; () where unknown.
+      num_classes: 0 takes len(class_names), or else reads every mask once: largest id + 1.
+      ignore_ids: ids that are read as 255, "ignore".
+      list_file: a text file with one stem a line: only these, in its order.
+      key: config key of the images' folder, for messages.
+
+    Raises:
+      DataError: a missing or empty folder, an image without a mask, settings that disagree.
+    """
+
+    def __init__(self, images, labels=None, *, name="folder", class_names=(), num_classes=0,
+                 ignore_ids=(), list_file=None, key="data.images"):
+        files = list_images(images, key=key)
+        if list_file:
+            files = only(files, list_file, images)
+        if not labels:
+            super().__init__(name, files, where=images)
+            return
+        masks = list_files(labels, LABEL_SUFFIXES, "labels", key.replace("images", "labels"))
+        check_pairs(files, masks, images, labels)
+        number = _agreed(len(class_names), num_classes) or _largest_id(
+            [masks[stem] for stem in files], ignore_ids, images) + 1
+        super().__init__(
+            name, files, masks, where=images, class_names=class_names, num_classes=number,
+            table=id_table(number, ignore_ids),
+            ids=f"is outside 0..{number - 1} (and 255, ignore): raise config.data.num_classes, "
+            "name all the classes in config.data.class_names, or list the id in "
+            "config.data.ignore_ids")
 
 
-def _only(files, list_file, folder):
-    """The files whose stems a list names, in the list's order."""
+def check_pairs(files, masks, images, labels):
+    """DataError that names the first of the images without a mask; folders are for the message."""
+    missing = [stem for stem in files if stem not in masks]
+    if missing:
+        raise DataError(f"{len(missing)} of the {len(files)} images in {images} have no mask in "
+                        f"{labels}: the first is {missing[0]}{LABEL_SUFFIXES[0]}")
+
+
+def only(files, list_file, folder):
+    """The files {stem: file} whose stems a list names, one a line, in the list's order.
+
+    Raises DataError: an unreadable or empty list, a stem that is not there; names the `folder`.
+    """
     try:
         stems = [line.strip() for line in pathlib.Path(list_file).read_text().splitlines()]
     except (OSError, UnicodeDecodeError) as error:
@@ -350,6 +249,21 @@ def _only(files, list_file, folder):
     return {stem: files[stem] for stem in stems}
 
 
+def _largest_id(labels, ignore_ids, folder):
+    """Of all the masks, which are read in threads."""
+    ignored = {IGNORE_LABEL, *ignore_ids}
+
+    def largest(path):
+        return max(set(np.unique(read_label(path)).tolist()) - ignored, default=-1)
+
+    with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+        number = max(pool.map(largest, labels))
+    if number < 0:
+        raise DataError(f"the masks of {folder} hold nothing but ignored ids: give "
+                        "config.data.num_classes, or other config.data.ignore_ids")
+    return number
+
+
 def _agreed(named, number):
     if named and number and named != number:
         raise DataError(f"config.data.num_classes={number}, but config.data.class_names names "
@@ -357,8 +271,8 @@ def _agreed(named, number):
     return named or number
 
 
-def _id_table(num_classes, ignore_ids):
-    """int16 [256]: what each stored id means; -1 where it means nothing."""
+def id_table(num_classes, ignore_ids=()):
+    """int16 [256] for `PairSource`: ids 0 .. num_classes-1 mean themselves; DataError."""
     wrong = [i for i in ignore_ids if not 0 <= i <= 255]
     if wrong or not 0 < num_classes <= 255:
         raise DataError(f"config.data.ignore_ids={tuple(ignore_ids)}, num_classes={num_classes}: "

@@ -5,79 +5,20 @@ import concurrent.futures
 import functools
 import itertools
 import math
-import pathlib
 
 import grain
 import jax
 import numpy as np
 from absl import flags
 
-from fs4_jax.data.cocostuff import CocoStuffSource
-from fs4_jax.data.folder import DataError, FolderSource, UnreadableImage
-from fs4_jax.data.scenes import SceneSource
+from fs4_jax.data.images import DataError, UnreadableImage
+from fs4_jax.data.sources import make_source as make_source     # who makes batches makes both
 from fs4_jax.data.views import resize_image, two_views
 from fs4_jax.evaluation.confusion import IGNORE_LABEL
 
 _ASPECTS = ((1, 2), (9, 16), (3, 4), (1, 1), (4, 3), (16, 9), (2, 1))     # height : width
 _BUCKET = 64          # label maps are padded to multiples of this: few compilations
 _THREADS = 4          # that decode; Pillow lets go of Python's lock while it does
-
-
-# ---- sources ------------------------------------------------------------------------------------
-
-def make_source(data, split):
-    """The source of config.data for "train" or "eval".
-
-    Raises DataError (unknown name, missing folder, ...), naming the path or the config key.
-    """
-    if data.name not in _SOURCES:
-        raise DataError(f"config.data.name is {data.name!r}; choose one of {', '.join(_SOURCES)}")
-    return _SOURCES[data.name](data, split)
-
-
-def _folder(data, split):
-    if split == "eval" and data.eval_images:
-        return _folder_source(data, data.eval_images, data.eval_labels, "data.eval_images")
-    if split == "eval" and data.eval_labels:
-        raise DataError("config.data.eval_labels is set without config.data.eval_images: give "
-                        "both")
-    if data.root and (split == "eval" or not data.images):
-        folder = pathlib.Path(data.root, "train" if split == "train" else "val")
-        labels = folder / "labels"      # labels are never required
-        return _folder_source(data, folder / "images", labels if labels.exists() else "",
-                              "data.root")
-    if not data.images:
-        raise DataError("no images given: --config.data.images=DIR, or --config.data.root=DIR "
-                        "with DIR/train/images and DIR/val/images")
-    return _folder_source(data, data.images, data.labels, "data.images")
-
-
-def _folder_source(data, images, labels, key):
-    return FolderSource(images, labels, class_names=data.class_names,
-                        num_classes=data.num_classes, ignore_ids=data.ignore_ids, key=key)
-
-
-def _cocostuff(data, split):
-    if not data.root:
-        raise DataError("COCO-Stuff needs its tree: --config.data.root=DIR with DIR/images/"
-                        "train2017 and DIR/annotations/train2017")
-    return CocoStuffSource(data.root, "train" if split == "train" else "val")
-
-
-def _scenes(data, split):
-    number, split = (data.num_train, "train") if split == "train" else (data.num_eval, "val")
-    size = data.image_size if np.ndim(data.image_size) == 0 else max(data.image_size)
-    return SceneSource(number, seed=data.scenes_seed, split=split, image_size=size)
-
-
-def _or_folder(make):
-    """`--mode=eval` may point any data set's model at somebody's folder."""
-    return lambda data, split: (_folder if split == "eval" and data.eval_images else make)(
-        data, split)
-
-
-_SOURCES = {"folder": _folder, "scenes": _or_folder(_scenes),
-            "cocostuff": _or_folder(_cocostuff)}
 
 
 # ---- training -----------------------------------------------------------------------------------
@@ -149,8 +90,7 @@ class _MakeViews(grain.transforms.RandomMap):
         self._source, self._settings = source, settings
         self._image_size, self._patch = image_size, patch
         # Of a large photograph, the smallest crops still have the views' resolution.
-        share = settings.crop_scale[0] * settings.view2_scale[0]
-        self._at_least = math.ceil(max(image_size) / math.sqrt(share))
+        self._at_least = math.ceil(max(image_size) / math.sqrt(settings.least_share))
 
     def random_map(self, index, rng):
         i, image = self._readable(index)

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 from PIL import Image, ImageFilter
 
-from fs4_jax.data.folder import DataError
+from fs4_jax.data.images import DataError
 
 _LUMA = np.array([0.299, 0.587, 0.114])
 _TO_YIQ = np.array([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
@@ -17,11 +17,14 @@ _MAX_ASPECT = 4 / 3
 class ViewSettings:
     """How strongly views differ.
 
-    crop_scale: share of the image's area that view 1 shows, (least, most). view2_scale: share of
-    view 1 that view 2 shows. flip: probability, for each view. brightness, contrast, saturation:
+    crops: "random", or "five": view 1 is cut from one of torchvision's five_crop windows of half
+    the height and width (four corners, middle), as STEGO trains. crop_scale: share of the image's
+    area that view 1 shows of "random" crops, (least, most). view2_scale: share of view 1 that view
+    2 shows. flip: probability, for each view. brightness, contrast, saturation:
     factors are drawn from 1 +- strength. hue: largest turn, in half circles (0 to 1). grey, blur:
     probabilities.
     """
+    crops: str = "random"
     crop_scale: tuple[float, float] = (0.3, 1.0)
     view2_scale: tuple[float, float] = (0.5, 1.0)
     flip: float = 0.5
@@ -35,12 +38,20 @@ class ViewSettings:
     def __post_init__(self):
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if field.name.endswith("_scale"):
+            if field.name == "crops":
+                if value not in ("random", "five"):
+                    raise DataError(f"config.data.crops is {value!r}; choose random or five")
+            elif field.name.endswith("_scale"):
                 if len(value) != 2 or not 0 < value[0] <= value[1] <= 1:
                     raise DataError(f"config.data.{field.name}={value}: give two shares of an "
                                     "area, least,most, above 0 and up to 1")
             elif not 0 <= value <= 1:
                 raise DataError(f"config.data.{field.name}={value}: choose from 0 to 1")
+
+    @property
+    def least_share(self):
+        """Share of the image's area that the smallest view 2 shows."""
+        return (self.crop_scale[0] if self.crops == "random" else 0.25) * self.view2_scale[0]
 
     @classmethod
     def from_config(cls, data):
@@ -68,8 +79,11 @@ def two_views(image, rng, settings, *, image_size, patch):
         raise DataError(f"an image of {width} x {height} pixels is smaller than the encoder's "
                         f"patch of {patch}: no config.data.image_size can mend that; leave it out, "
                         "or choose a config.encoder.variant with a smaller patch")
-    box1 = _draw_box(rng, (0.0, 0.0, height, width), settings.crop_scale,
-                     image_size[0] / image_size[1])
+    if settings.crops == "five":
+        box1 = _middle(five_crops(height, width)[rng.integers(5)], image_size[0] / image_size[1])
+    else:
+        box1 = _draw_box(rng, (0.0, 0.0, height, width), settings.crop_scale,
+                         image_size[0] / image_size[1])
     box2 = _draw_box(rng, box1, settings.view2_scale, (box1[2] - box1[0]) / (box1[3] - box1[1]))
     flip1, flip2 = rng.random(2) < settings.flip
     picture = Image.fromarray(image)
@@ -87,6 +101,27 @@ def two_views(image, rng, settings, *, image_size, patch):
 def resize_image(image, size):
     """uint8 [H, W, 3] to (height, width), bilinear with antialiasing (Pillow's)."""
     return np.asarray(Image.fromarray(image).resize(size[::-1], Image.BILINEAR))
+
+
+def five_crops(height, width):
+    """The windows (top, left, bottom, right) of torchvision's five_crop at half the image's sides.
+
+    In its order: top left, top right, bottom left, bottom right, middle (odd margins round to
+    even). Sides are int(side / 2), at least a pixel.
+    """
+    h, w = max(1, height // 2), max(1, width // 2)
+    corners = [(0, 0), (0, width - w), (height - h, 0), (height - h, width - w),
+               (round((height - h) / 2), round((width - w) / 2))]
+    return [(top, left, top + h, left + w) for top, left in corners]
+
+
+def _middle(box, aspect):
+    """The largest box of an aspect (height : width) in the middle of a box, as floats."""
+    top, left, bottom, right = box
+    height = min(bottom - top, (right - left) * aspect)
+    width = height / aspect
+    top, left = (top + bottom - height) / 2, (left + right - width) / 2
+    return top, left, top + height, left + width
 
 
 def _draw_box(rng, box, scale, aspect):

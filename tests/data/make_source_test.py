@@ -8,6 +8,7 @@ from fs4_jax.config import default_config
 from fs4_jax.data.folder import DataError
 from fs4_jax.data.pipeline import make_source
 from tests.data.files import FolderCase, picture
+from tests.data.trees import WRITERS
 from tests.shared import shared_path
 
 
@@ -59,6 +60,8 @@ class MakeSourceTest(FolderCase):
         ("eval", dict(images="a/images", eval_images="x"), r"x \(config\.data\.eval_images\)"),
         ("train", dict(images="a/images", labels="x"), r"x \(config\.data\.labels\)"),
         ("train", dict(name="cocostuff"), r"--config\.data\.root=DIR"),
+        ("train", dict(name="voc"), r"--config\.data\.root=DIR with DIR/JPEGImages"),
+        ("eval", dict(name="camvid", root="root", label_set="12"), "'12'; camvid has 11"),
         ("train", dict(name="imagenet"), r"'imagenet'; choose one of folder, scenes, cocostuff"))
     def test_what_is_missing_is_named(self, split, settings, message):
         with self.assertRaisesRegex(DataError, message):
@@ -71,6 +74,29 @@ class MakeSourceTest(FolderCase):
         self.assertEqual(evaluation.example_name(0), "scene_val_000000")
         own = self.make("eval", name="scenes", eval_images="b/images")
         self.assertEqual((own.name, len(own)), ("folder", 2))
+
+    @parameterized.parameters(
+        ("cocostuff", "", 27, 27), ("cocostuff", "171", 171, 171), ("cityscapes", "", 27, 27),
+        ("cityscapes", "19", 19, 19), ("potsdam", "3", 3, 3), ("camvid", "", 11, 11),
+        ("voc", "", 21, 21))
+    def test_trees_by_name(self, name, labels, *number):
+        WRITERS[name](self.root / "tree")
+        settings = dict(name=name, root="tree", label_set=labels)
+        sources = self.make("train", **settings), self.make("eval", **settings)
+        self.assertEqual(tuple(source.num_classes for source in sources), number)
+        self.assertEqual({source.name for source in sources}, {name})
+        own = self.make("eval", eval_images="b/images", **settings)
+        self.assertEqual((own.name, len(own)), ("folder", 2))
+
+    @parameterized.parameters(("", 2, 0.2), ("21-aug", 3, 0.2), ("21-scribbles", 2, 0.5),
+                              ("21-aug-scribbles", 3, 0.5))
+    def test_voc_trains_on(self, labels, number, ignored):
+        WRITERS["voc"](self.root / "tree")
+        train, evaluation = (self.make(split, name="voc", root="tree", label_set=labels)
+                             for split in ("train", "eval"))
+        self.assertEqual((len(train), len(evaluation)), (number, 1))
+        self.assertAlmostEqual((train.label(0) == 255).mean(), ignored, delta=0.1)
+        self.assertEqual((evaluation.label(0) == 255).mean(), 0.2)
 
     def test_cocostuff(self):
         root = shared_path("data", "cocostuff_sample")

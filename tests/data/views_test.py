@@ -39,10 +39,11 @@ def blocks(seed, height=300, width=400):
 class CorrespondenceTest(parameterized.TestCase):
 
     @parameterized.parameters((360, 480, 0.0), (360, 480, 1.0), (480, 300, 0.5), (90, 100, 0.5),
-                              (1200, 1500, 0.5))
-    def test_view2_at_the_correspondence_shows_what_view1_shows(self, height, width, flip):
+                              (1200, 1500, 0.5), (361, 483, 0.5, "five"), (480, 300, 1.0, "five"))
+    def test_view2_at_the_correspondence_shows_what_view1_shows(self, height, width, flip,
+                                                                crops="random"):
         image = coordinates(height, width)
-        settings = dataclasses.replace(PLAIN, flip=flip, crop_scale=(0.3, 1.0),
+        settings = dataclasses.replace(PLAIN, flip=flip, crops=crops, crop_scale=(0.3, 1.0),
                                        view2_scale=(0.3, 1.0))
         compared = 0
         for seed in range(8):
@@ -238,6 +239,49 @@ class ResizeTest(parameterized.TestCase):
         image = blocks(2)
         expected = np.asarray(Image.fromarray(image).resize((96, 64), Image.BILINEAR))
         np.testing.assert_array_equal(resize_image(image, (64, 96)), expected)
+
+
+class FiveCropsTest(parameterized.TestCase):
+
+    def test_the_windows_are_torchvisions(self):
+        """Its five_crop((int(h * 0.5), int(w * 0.5))): four corners, then a centre crop whose
+        margins are int(round(margin / 2.0))."""
+        self.assertEqual(views_lib.five_crops(6, 9), [
+            (0, 0, 3, 4), (0, 5, 3, 9), (3, 0, 6, 4), (3, 5, 6, 9), (2, 2, 5, 6)])
+        self.assertEqual(views_lib.five_crops(5, 10)[4], (2, 2, 4, 7))
+        self.assertEqual(views_lib.five_crops(1, 1), [(0, 0, 1, 1)] * 5)
+
+    @parameterized.parameters(((64, 64),), ((32, 96),), ((96, 48),))
+    def test_view1_is_the_middle_of_a_window_undistorted(self, size):
+        image = coordinates(200, 400)
+        settings = dataclasses.replace(PLAIN, crops="five")
+        share = min(100 / size[0], 200 / size[1])      # pixels of the image to one of the view
+        centres = {(50, 100), (50, 300), (150, 100), (150, 300), (100, 200)}
+        seen = set()
+        for seed in range(40):
+            view = two_views(image, np.random.default_rng(seed), settings, image_size=size,
+                             patch=16)["view1"].astype(float)
+            column, row = view[..., 0] * 400 / 250, view[..., 1] * 200 / 250
+            middle = row.mean() + 0.4, column.mean() + 0.8     # colours were rounded down
+            nearest = min(centres, key=lambda c: abs(c[0] - middle[0]) + abs(c[1] - middle[1]))
+            np.testing.assert_allclose(middle, nearest, atol=1)
+            self.assertAlmostEqual(np.ptp(row), share * size[0], delta=3)
+            self.assertAlmostEqual(np.ptp(column), share * size[1], delta=4)
+            seen.add(nearest)
+        self.assertEqual(seen, centres)
+
+    def test_random_draws_are_as_they_were(self):
+        """`crops` draws nothing from the generator of "random" crops: old runs resume alike."""
+        image = coordinates(90, 120)
+        views = two_views(image, np.random.default_rng(3), ViewSettings(), **SIZE)
+        other = two_views(image, np.random.default_rng(3), ViewSettings(crops="five"), **SIZE)
+        self.assertFalse((views["view1"] == other["view1"]).all())
+        with self.assertRaisesRegex(DataError, "config.data.crops is 'six'; choose random or"):
+            ViewSettings(crops="six")
+
+    def test_large_photographs_keep_the_views_resolution(self):
+        self.assertEqual(ViewSettings(crops="five", view2_scale=(0.5, 1)).least_share, 0.125)
+        self.assertEqual(ViewSettings(crop_scale=(0.2, 1), view2_scale=(0.5, 1)).least_share, 0.1)
 
 
 if __name__ == "__main__":
