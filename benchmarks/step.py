@@ -7,12 +7,11 @@ backward all that the step adds to it (gradient, optimizer, teacher). Data is th
 batch with nothing else going on; in training it overlaps with the step.
 """
 
-import time
-
 import jax
-import numpy as np
 from absl import app, flags, logging
 from ml_collections import config_flags
+
+from benchmarks.timing import median
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/.")
 _REPEATS = flags.DEFINE_integer("repeats", 10, "Timed runs of each part.", lower_bound=1)
@@ -25,14 +24,15 @@ def main(_):
     config = _CONFIG.value
     run = prepare(config)
     iterator = iter(run.views(checked_source(config, "train"), config.seed))
-    data = median(lambda: next(iterator), skip=4)      # the first ones were prefetched
+    # The first ones were made ahead.
+    data = median(lambda: next(iterator), _REPEATS.value, skip=4)
     batch = {key: value for key, value in next(iterator).items()
              if key not in ("index", "skipped")}
     state = run.create_state()
     # Everything is an argument: a captured array is a constant that XLA folds.
     loss = jax.jit(lambda *arguments: run.method.loss(*arguments)[0])
     arguments = state.params, state.teacher, state.extra, batch, state.key
-    forward = median(lambda: jax.block_until_ready(loss(*arguments)))
+    forward = median(lambda: jax.block_until_ready(loss(*arguments)), _REPEATS.value)
     held = [run.create_state()]
     step_fn = run.jit_step(held[0])
 
@@ -40,23 +40,13 @@ def main(_):
         held[0], metrics = step_fn(held[0], batch)
         jax.block_until_ready((held[0], metrics))
 
-    whole = median(step)
+    whole = median(step, _REPEATS.value)
     print(f"batch of {config.batch_size}, {jax.devices()[0].device_kind} x {run.mesh.size}, "
           f"median of {_REPEATS.value}")
     for name, seconds in (("data (overlapped)", data), ("forward", forward),
                           ("backward, update", whole - forward), ("step", whole)):
         print(f"{name:18s} {1000 * seconds:8.1f} ms  {100 * seconds / whole:5.1f} % of the step")
     print(f"{config.batch_size / whole:.1f} images/s")
-
-
-def median(function, skip=1):
-    """Median seconds of a call, after `skip` warm-up calls."""
-    times = []
-    for _ in range(skip + _REPEATS.value):
-        began = time.perf_counter()
-        function()
-        times.append(time.perf_counter() - began)
-    return float(np.median(times[skip:]))
 
 
 if __name__ == "__main__":

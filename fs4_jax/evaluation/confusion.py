@@ -28,8 +28,9 @@ def confusion_matrix(prediction, label, *, num_clusters, num_classes):
     votes = (label >= 0) & (label < num_classes) & (label != IGNORE_LABEL)
     votes &= (prediction >= 0) & (prediction < num_clusters)
     cell = jnp.where(votes, prediction * num_classes + label, num_clusters * num_classes)
-    counts = jnp.bincount(cell, length=num_clusters * num_classes + 1)
-    return counts[:-1].astype(jnp.int32).reshape(num_clusters, num_classes)
+    counts = jnp.zeros(num_clusters * num_classes + 1, jnp.int32)
+    counts = counts.at[cell].add(1, mode="promise_in_bounds")       # `votes` has seen to it
+    return counts[:-1].reshape(num_clusters, num_classes)
 
 
 class Confusion:
