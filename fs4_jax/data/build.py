@@ -4,6 +4,7 @@ See `fs4_jax.data.stored` for what a finished folder holds. A file gets its name
 and on disk; dataset_info.json, without which nobody reads the set, is the last.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -97,26 +98,19 @@ def build(out, plan, splits, *, kinds, extra=(), on_shard=None):
       DataError: a folder with other things in it, a file that can not be read, no space left.
     """
     out = pathlib.Path(out)
-    _begin(out, plan)
-    missing = _unwritten(out, plan)
-    if missing:
-        (out / INFO_FILE).unlink(missing_ok=True)
-    total = sum(split["examples"] for split in plan["splits"].values())
-    done = kept = total - sum(stop - start for *_, start, stop in missing)
-    for path, key, start, stop in missing:
-        for number in _write_shard(path, splits[key], splits[key].stems[start:stop]):
-            if on_shard:
-                on_shard(done + number, total)
-        done += stop - start
-    for key, split in splits.items():
-        _write_text(out / names_file(key), "".join(f"{stem}\n" for stem in split.stems))
-    for source, name in extra:
-        (out / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source, out / name)
-    for path in out.glob(f"*{_WRITING}"):
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
-    _write_text(out / FEATURES_FILE, json.dumps(_features(plan, kinds), indent=2) + "\n")
-    _write_text(out / INFO_FILE, json.dumps(_info(plan), indent=2) + "\n")
+    out.mkdir(parents=True, exist_ok=True)
+    with _alone(out):
+        _begin(out, plan)
+        kept = _write_shards(out, plan, splits, on_shard)
+        for key, split in splits.items():
+            _write_text(out / names_file(key), "".join(f"{stem}\n" for stem in split.stems))
+        for source, name in extra:
+            (out / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, out / name)
+        for path in out.glob(f"*{_WRITING}"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        _write_text(out / FEATURES_FILE, json.dumps(_features(plan, kinds), indent=2) + "\n")
+        _write_text(out / INFO_FILE, json.dumps(_info(plan), indent=2) + "\n")
     return kept
 
 
@@ -135,9 +129,25 @@ def seconds_for_each(splits, folder=None):
         return (time.monotonic() - start) / len(stems)
 
 
+@contextlib.contextmanager
+def _alone(out):
+    """Locks a folder against a second build; the lock ends with the process, however it ends."""
+    import fcntl             # not on Windows, nor is ArrayRecord
+    folder = os.open(out, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise DataError(f"--out={out} is being built by another process") from error
+        except OSError:      # a file system without locks
+            pass
+        yield
+    finally:
+        os.close(folder)
+
+
 def _begin(out, plan):
-    """Makes the folder, or checks that it was begun with the same plan."""
-    out.mkdir(parents=True, exist_ok=True)
+    """Writes the plan into an empty folder, or checks that it was begun with the same one."""
     if not (out / PLAN_FILE).exists():
         if any(not path.name.endswith(_WRITING) for path in out.iterdir()):
             raise DataError(f"--out={out} holds other files: give an empty or a new folder")
@@ -167,6 +177,21 @@ def _unwritten(out, plan):
     return missing
 
 
+def _write_shards(out, plan, splits, on_shard):
+    """Writes what is missing; the number of examples that were there."""
+    missing = _unwritten(out, plan)
+    if missing:
+        (out / INFO_FILE).unlink(missing_ok=True)
+    total = sum(split["examples"] for split in plan["splits"].values())
+    done = kept = total - sum(stop - start for *_, start, stop in missing)
+    for path, key, start, stop in missing:
+        for number in _write_shard(path, splits[key], splits[key].stems[start:stop]):
+            if on_shard:
+                on_shard(done + number, total)
+        done += stop - start
+    return kept
+
+
 def _num_records(path):
     """Records in an ArrayRecord file; None where it is none, or not whole."""
     if not path.exists():
@@ -186,7 +211,7 @@ def _write_shard(path, split, stems):
         writer = array_record().ArrayRecordWriter(str(writing), _OPTIONS)
         for number, stem in enumerate(stems, 1):
             writer.write(split.record(stem))
-            if number % 100 == 0:
+            if number % 100 == 0 and number < len(stems):
                 yield number
         writer.close()
         with writing.open("rb") as file:

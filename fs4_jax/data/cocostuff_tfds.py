@@ -16,7 +16,9 @@ import pathlib
 
 import tensorflow_datasets as tfds
 
-from fs4_jax.data import cocostuff
+from fs4_jax.data.cocostuff import tree
+from fs4_jax.data.folder import check_pairs
+from fs4_jax.data.images import DataError
 
 
 class Cocostuff(tfds.core.GeneratorBasedBuilder):
@@ -46,12 +48,12 @@ class Cocostuff(tfds.core.GeneratorBasedBuilder):
     def _split_generators(self, dl_manager):
         del dl_manager      # nothing is fetched: COCO's terms are to be accepted by hand
         if self._tree_root is None:
-            raise cocostuff.DataError("Cocostuff(root=TREE, ...): give the tree to prepare it from")
+            raise DataError("Cocostuff(root=TREE, ...): give the tree to prepare it from")
         return {split: self._generate_examples(split) for split in ("train", "val")}
 
     def _generate_examples(self, split):
-        files = cocostuff.tree(self._tree_root, split)
-        cocostuff.check_pairs(files["image"], files["label"], self._tree_root, self._tree_root)
+        files = tree(self._tree_root, split)
+        check_pairs(files["image"], files["label"], self._tree_root, self._tree_root)
         for number, (stem, image) in enumerate(files["image"].items()):
             # A path is read as it is; an array would be encoded.
             yield number, {"name": stem, "image": pathlib.Path(image),

@@ -27,7 +27,6 @@ _OUT = flags.DEFINE_string("out", None, "Folder to build it in; without it, it i
 _SPLITS = flags.DEFINE_list("splits", None, "Of these alone, such as val; default all there are.")
 
 _SLACK = 1.02               # of the files' bytes, what ArrayRecord adds and more
-_SAMPLE = 1000              # pairs of headers compared with each other, of each split
 
 
 class Piece(NamedTuple):
@@ -108,8 +107,11 @@ DATA_SETS = {
 def main(argv):
     if len(argv) != 2 or argv[1] not in DATA_SETS or not _ROOT.value:
         raise app.UsageError(f"give a NAME, one of {', '.join(DATA_SETS)}, and --root=DIR")
-    with explained():
-        prepare(argv[1], _ROOT.value, _OUT.value, _SPLITS.value)
+    with explained(OSError):
+        try:
+            prepare(argv[1], _ROOT.value, _OUT.value, _SPLITS.value)
+        except KeyboardInterrupt:
+            sys.exit("interrupted; the same command goes on from here")
 
 
 def prepare(name, root, out=None, wanted=None, *, shard_size=1000, say=print):
@@ -187,22 +189,19 @@ def _check_split(data_set, root, split, say):
 
 def _check_lists(root, chosen, say):
     """[(path, its name in the set)] of the curated lists there are; says what they are."""
-    found = []
-    for split in chosen:
-        for name in dict.fromkeys(cocostuff.LISTS.values()):
-            path = root / "curated" / f"{split}2017" / name
-            if not path.exists():
-                say(f"{split}: no {path.relative_to(root)}: with it, label sets "
-                    f"{' and '.join(k for k, v in cocostuff.LISTS.items() if v == name)} are the "
-                    f"field's own selection; from {CURATED.address} ({CURATED.size})")
-                continue
-            same = cocostuff.check_list(path, other_list="accept")
-            say(f"{split}: {path.relative_to(root)} names {len(path.read_text().split()):,} images"
-                + {True: ", sha256 as published", None: "",
-                   False: ", NOT the published list: its sha256 is "
-                          f"{cocostuff.sha256(path)}"}[same])
-            found.append((path, str(path.relative_to(root))))
-    return found
+    wanted = [pathlib.Path("curated", f"{split}2017", name) for split in chosen
+              for name in dict.fromkeys(cocostuff.LISTS.values())]
+    found = [path for path in wanted if (root / path).exists()]
+    for path in found:
+        number = len((root / path).read_text().split())
+        known = {True: ", sha256 as published", None: "", False: ", NOT the published list: its "
+                 f"sha256 is {cocostuff.sha256(root / path)}"}
+        say(f"{path} names {number:,} images"
+            + known[cocostuff.check_list(root / path, other_list="accept")])
+    if len(found) < len(wanted):
+        say("without " + ", ".join(str(path) for path in wanted if path not in found)
+            + f": their label sets use all the images; from {CURATED.address} ({CURATED.size})")
+    return [(root / path, str(path)) for path in found]
 
 
 def _estimate(plan, splits, out, say):

@@ -190,6 +190,8 @@ prepare.prepare("cocostuff", {str(self.tree)!r}, {str(self.out)!r}, shard_size=2
         process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
         self.addCleanup(process.stdout.close)
         self.assertEqual(process.stdout.readline().strip(), "writing")
+        with self.assertRaisesRegex(DataError, "out is being built by another process"):
+            self.prepare("cocostuff", self.out, shard_size=2)
         process.send_signal(signal.SIGKILL)
         process.wait()
         self.unreadable()
