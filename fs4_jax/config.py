@@ -70,7 +70,10 @@ def default_config():
         )),
         checkpoint=c(dict(every=200, keep=2)),
         eval=c(dict(every=0, protocol="hungarian", batch_size=16, floors=True, pictures=12,
-                    floor_images=256)),
+                    floor_images=256,
+                    matching="",          # an eval.json whose match is used; "": found anew
+                    probe_steps=500,      # of a protocol's linear probe, batches of batch_size
+                    bug_compatible="")),  # a published bug, to compare: stego-extra-clusters
         profile=c(dict(steps=())),         # (first, last) steps to trace
         fs4=c(dict(
             student_temperature=0.1,
@@ -128,8 +131,11 @@ def check_config(config):
         if len(sides) not in (1, 2) or any(type(side) is not int or side < least for side in sides):
             raise ConfigError(f"config.data.{key} is {config.data[key]!r}; give pixels: one side, "
                               "or (height, width)")
-    if config.eval.protocol != "hungarian":
-        raise ConfigError(f"config.eval.protocol is {config.eval.protocol!r}; there is: hungarian")
+    from fs4_jax.evaluation.protocols import BUGS, PROTOCOLS     # jax, which settings do without
+    for key, allowed in (("protocol", tuple(PROTOCOLS)), ("bug_compatible", ("", *BUGS))):
+        if config.eval[key] not in allowed:
+            raise ConfigError(f"config.eval.{key} is {config.eval[key]!r}; choose one of "
+                              f"{', '.join(filter(None, allowed))}")
     if len(config.profile.steps) not in (0, 2):
         raise ConfigError("config.profile.steps takes two numbers: first,last")
 
@@ -188,8 +194,8 @@ def evaluation_config(trained, given):
     """The config of a trained model, told by `given` where and how to evaluate."""
     if given.data.root:                   # another tree, and not the folder of the training
         trained.data.eval_images = trained.data.eval_labels = ""
-    for key in ("root", "eval_images", "eval_labels", "eval_size", "class_names", "num_classes",
-                "ignore_ids"):
+    for key in ("root", "label_set", "eval_images", "eval_labels", "eval_size", "class_names",
+                "num_classes", "ignore_ids"):
         if given.data[key]:
             trained.data[key] = given.data[key]
     trained.eval, trained.mesh = given.eval, given.mesh

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.ndimage
 
+from fs4_jax.affinity import dense_crf
 from fs4_jax.clustering.kmeans import unit_length
 from fs4_jax.config import ConfigError
 from fs4_jax.data.pipeline import eval_batches
@@ -277,7 +278,6 @@ class Evaluator:
 
     def _refined(self, batch, probabilities):
         """Ids after the dense CRF, on the image as the label's size has it."""
-        from fs4_jax.affinity import dense_crf
         shape = probabilities.shape[1:3]
         image = batch["image"].astype(jnp.float32)
         if image.shape[1:3] != shape:

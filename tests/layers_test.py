@@ -14,10 +14,11 @@ PACKAGE = pathlib.Path(__file__).resolve().parents[1] / "fs4_jax"
 LAYERS = (
     # L0: pure functions of arrays, and settings
     {"", "clustering", "clustering.kmeans", "clustering.sinkhorn", "affinity",
-     "affinity.windowed", "evaluation", "evaluation.confusion", "evaluation.matching",
-     "evaluation.per_image", "evaluation.objects", "evaluation.protocols", "evaluation.upsample",
-     "evaluation.floors", "evaluation.geometry", "evaluation.readout", "evaluation.probe",
-     "evaluation.tally", "sharding", "optimizer", "metrics", "config"},
+     "affinity.windowed", "affinity.permutohedral", "affinity.dense_crf", "evaluation",
+     "evaluation.confusion", "evaluation.matching", "evaluation.per_image", "evaluation.objects",
+     "evaluation.protocols", "evaluation.upsample", "evaluation.floors", "evaluation.geometry",
+     "evaluation.readout", "evaluation.probe", "evaluation.tally", "sharding", "optimizer",
+     "metrics", "config"},
     # L1: models, losses, sources of images
     {"models", "models.vit", "models.weights", "models.heads", "models.prototypes",
      "models.context_embedding", "losses", "losses.assignment", "losses.pyramid", "losses.kernel",
@@ -25,8 +26,8 @@ LAYERS = (
      "data.scribblesup", "data.cityscapes", "data.potsdam", "data.camvid", "data.scenes",
      "data.views", "data.scribbles", "state"},
     # L2: files and pictures
-    {"data.sources", "data.pipeline", "data.build", "data.cocostuff_tfds", "checkpoint", "evaluation.pictures",
-     "evaluation.report", "evaluation.report_charts"},
+    {"data.sources", "data.pipeline", "data.build", "data.cocostuff_tfds", "checkpoint",
+     "evaluation.pictures", "evaluation.report", "evaluation.report_charts"},
     # L3: the step and the methods
     {"train_step", "methods", "methods.base", "methods.fs4", "methods.fs4_fit"},
     # L4: what runs
