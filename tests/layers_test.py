@@ -14,7 +14,7 @@ PACKAGE = pathlib.Path(__file__).resolve().parents[1] / "fs4_jax"
 LAYERS = (
     # L0: pure functions of arrays, and settings
     {"", "clustering", "clustering.kmeans", "clustering.sinkhorn", "affinity",
-     "affinity.windowed", "affinity.permutohedral", "affinity.dense_crf", "evaluation",
+     "affinity.windowed", "affinity.permutohedral", "affinity.crf", "evaluation",
      "evaluation.confusion", "evaluation.matching", "evaluation.per_image", "evaluation.objects",
      "evaluation.protocols", "evaluation.upsample", "evaluation.floors", "evaluation.geometry",
      "evaluation.readout", "evaluation.probe", "evaluation.tally", "sharding", "optimizer",

@@ -1,6 +1,6 @@
 """The dense CRF against pydensecrf2 (extra `bench`): seconds an image and agreement, in one run.
 
-    python -m benchmarks.dense_crf --images=DIR [--number=8]
+    python -m benchmarks.crf --images=DIR [--number=8]
 
 Photographs at 320 x 320, 27 classes, STEGO's settings, both on the same cores, taking turns;
 medians over the images after a warm-up. Ours counts everything, the building of the lattice too.
@@ -15,7 +15,7 @@ from absl import app, flags
 from PIL import Image
 
 from fs4_jax.affinity import dense_crf
-from tests.affinity.dense_crf_test import colour_probabilities
+from tests.affinity.crf_test import colour_probabilities
 
 _IMAGES = flags.DEFINE_string("images", None, "Folder of photographs.")
 _NUMBER = flags.DEFINE_integer("number", 8, "How many of them.", lower_bound=2)

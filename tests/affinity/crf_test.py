@@ -7,7 +7,7 @@ from absl.testing import absltest, parameterized
 from PIL import Image
 
 from fs4_jax.affinity import dense_crf, dense_crf_exact
-from fs4_jax.affinity.dense_crf import exact_sums
+from fs4_jax.affinity.crf import exact_sums
 from fs4_jax.affinity.permutohedral import build_lattice, filter_lattice
 from tests.shared import shared_path
 
