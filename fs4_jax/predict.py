@@ -19,13 +19,6 @@ import numpy as np
 from absl import app, flags, logging
 from PIL import Image
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "A workdir that fs4_jax.main trained in.")
-_IMAGES = flags.DEFINE_string(
-    "images", None, "Folder of images (jpg, png, webp, bmp); subfolders are searched.")
-_OUT = flags.DEFINE_string(
-    "out", None, "Folder to write into, outside of --images; made if missing. Files of an "
-    "earlier run are replaced.")
-_BATCH_SIZE = flags.DEFINE_integer("batch_size", 8, "Images at a time.", lower_bound=1)
 
 _TILE = 256                   # pixels of a mask at once, squared: memory does not grow with images
 _THREADS = 4                  # that read again, draw and write; Pillow lets go of Python's lock
@@ -38,11 +31,12 @@ def main(argv):
         raise app.UsageError(f"unknown arguments: {' '.join(argv[1:])}")
     logging.set_verbosity(logging.WARNING)
     from fs4_jax.errors import explained
+    args = flags.FLAGS
     with explained():
         try:
-            predict(_WORKDIR.value, _IMAGES.value, _OUT.value, batch_size=_BATCH_SIZE.value)
+            predict(args.workdir, args.images, args.out, batch_size=args.batch_size)
         except KeyboardInterrupt:
-            print(f"\nstopped; what lies in {_OUT.value} is whole, but not all of it",
+            print(f"\nstopped; what lies in {args.out} is whole, but not all of it",
                   file=sys.stderr)
             sys.exit(130)
 
@@ -218,7 +212,7 @@ class _Writer:
         return label
 
     def _overlay(self, image, label):
-        """`pictures.overlay` in bands of rows: its float64 copies of a large image would be many."""
+        """`pictures.overlay` in bands of rows: its float64 copies of a large image are many."""
         from fs4_jax.evaluation.pictures import overlay
         picture = np.empty_like(image)
         for row in range(0, len(image), _TILE):
@@ -247,6 +241,18 @@ def _save_jpeg(picture, path):
     os.replace(partial, path)
 
 
+def define_flags():
+    """The command's own: several commands may be imported into one process."""
+    flags.DEFINE_string("workdir", None, "A workdir that fs4_jax.main trained in.")
+    flags.DEFINE_string(
+        "images", None, "Folder of images (jpg, png, webp, bmp); subfolders are searched.")
+    flags.DEFINE_string(
+        "out", None, "Folder to write into, outside of --images; made if missing. Files of an "
+        "earlier run are replaced.")
+    flags.DEFINE_integer("batch_size", 8, "Images at a time.", lower_bound=1)
+
+
 if __name__ == "__main__":
+    define_flags()
     flags.mark_flags_as_required(["workdir", "images", "out"])
     app.run(main)

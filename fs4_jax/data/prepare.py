@@ -22,9 +22,6 @@ from fs4_jax.data.scribblesup import ScribbleSupSource
 from fs4_jax.errors import explained
 from fs4_jax.metrics import ProgressLine, format_seconds
 
-_ROOT = flags.DEFINE_string("root", None, "The data set's tree, as its archives unpack.")
-_OUT = flags.DEFINE_string("out", None, "Folder to build it in; without it, it is only checked.")
-_SPLITS = flags.DEFINE_list("splits", None, "Of these alone, such as val; default all there are.")
 
 _SLACK = 1.02               # of the files' bytes, what ArrayRecord adds and more
 
@@ -105,11 +102,11 @@ DATA_SETS = {
 
 
 def main(argv):
-    if len(argv) != 2 or argv[1] not in DATA_SETS or not _ROOT.value:
+    if len(argv) != 2 or argv[1] not in DATA_SETS or not flags.FLAGS.root:
         raise app.UsageError(f"give a NAME, one of {', '.join(DATA_SETS)}, and --root=DIR")
     with explained(OSError):
         try:
-            prepare(argv[1], _ROOT.value, _OUT.value, _SPLITS.value)
+            prepare(argv[1], flags.FLAGS.root, flags.FLAGS.out, flags.FLAGS.splits)
         except KeyboardInterrupt:
             sys.exit("interrupted; the same command goes on from here")
 
@@ -221,5 +218,13 @@ def _estimate(plan, splits, out, say):
                             "needed")
 
 
+def define_flags():
+    """The command's own: several commands may be imported into one process."""
+    flags.DEFINE_string("root", None, "The data set's tree, as its archives unpack.")
+    flags.DEFINE_string("out", None, "Folder to build it in; without it, it is only checked.")
+    flags.DEFINE_list("splits", None, "Of these alone, such as val; default all there are.")
+
+
 if __name__ == "__main__":
+    define_flags()
     sys.exit(app.run(main))

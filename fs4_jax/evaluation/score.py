@@ -20,21 +20,6 @@ from fs4_jax.evaluation.matching import MATCHINGS, read_matching, score_matching
 from fs4_jax.evaluation.per_image import PER_IMAGE
 from fs4_jax.metrics import ProgressLine
 
-_PREDICTIONS = flags.DEFINE_string("predictions", None, "Folder of predicted masks (PNG).")
-_LABELS = flags.DEFINE_string("labels", None, "Folder of true masks (PNG).")
-_NUM_CLASSES = flags.DEFINE_integer("num_classes", None, "Class ids are 0 .. num_classes - 1.",
-                                    lower_bound=1)
-_NUM_CLUSTERS = flags.DEFINE_integer(
-    "num_clusters", None, "Predicted ids are 0 .. num_clusters - 1; by default as many as are "
-    "found, at least num_classes.", lower_bound=1)
-_IGNORE = flags.DEFINE_integer(
-    "ignore", 255, "Label id that does not vote. A predicted pixel of this id has no cluster and "
-    "counts as an error.")
-_PROTOCOL = flags.DEFINE_enum("protocol", "hungarian", [*MATCHINGS, *PER_IMAGE],
-                              "How clusters become classes.")
-_CLASS_NAMES = flags.DEFINE_list("class_names", None, "For the table: a,b,c")
-_MATCHING = flags.DEFINE_string("matching", None, "A JSON file with a `matching` found before.")
-_JSON = flags.DEFINE_string("json", None, "File to write the scores to.")
 
 _THREADS = 4
 _SHOWN = 10                  # names in an error
@@ -47,17 +32,18 @@ class MaskError(ValueError):
 def main(argv):
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments: {' '.join(argv[1:])}")
+    args = flags.FLAGS
     try:
         scores = score_folders(
-            _PREDICTIONS.value, _LABELS.value, num_classes=_NUM_CLASSES.value,
-            num_clusters=_NUM_CLUSTERS.value, ignore=_IGNORE.value, protocol=_PROTOCOL.value,
-            matching=_MATCHING.value and read_matching(_MATCHING.value), progress=True)
-        names = _CLASS_NAMES.value or [f"class {i}" for i in range(_NUM_CLASSES.value)]
-        if len(names) != _NUM_CLASSES.value:
+            args.predictions, args.labels, num_classes=args.num_classes,
+            num_clusters=args.num_clusters, ignore=args.ignore, protocol=args.protocol,
+            matching=args.matching and read_matching(args.matching), progress=True)
+        names = args.class_names or [f"class {i}" for i in range(args.num_classes)]
+        if len(names) != args.num_classes:
             raise MaskError(f"--class_names gives {len(names)} names for --num_classes="
-                            f"{_NUM_CLASSES.value}")
-        if _JSON.value:
-            pathlib.Path(_JSON.value).write_text(json.dumps(scores, indent=2) + "\n")
+                            f"{args.num_classes}")
+        if args.json:
+            pathlib.Path(args.json).write_text(json.dumps(scores, indent=2) + "\n")
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
@@ -225,6 +211,26 @@ def _names(names):
     return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
 
 
+def define_flags():
+    """The command's own: several commands may be imported into one process."""
+    flags.DEFINE_string("predictions", None, "Folder of predicted masks (PNG).")
+    flags.DEFINE_string("labels", None, "Folder of true masks (PNG).")
+    flags.DEFINE_integer("num_classes", None, "Class ids are 0 .. num_classes - 1.",
+                         lower_bound=1)
+    flags.DEFINE_integer(
+        "num_clusters", None, "Predicted ids are 0 .. num_clusters - 1; by default as many as are "
+        "found, at least num_classes.", lower_bound=1)
+    flags.DEFINE_integer(
+        "ignore", 255, "Label id that does not vote. A predicted pixel of this id has no cluster "
+        "and counts as an error.")
+    flags.DEFINE_enum("protocol", "hungarian", [*MATCHINGS, *PER_IMAGE],
+                      "How clusters become classes.")
+    flags.DEFINE_list("class_names", None, "For the table: a,b,c")
+    flags.DEFINE_string("matching", None, "A JSON file with a `matching` found before.")
+    flags.DEFINE_string("json", None, "File to write the scores to.")
+
+
 if __name__ == "__main__":
+    define_flags()
     flags.mark_flags_as_required(["predictions", "labels", "num_classes"])
     app.run(main)

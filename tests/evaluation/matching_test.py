@@ -1,6 +1,7 @@
 """Tests of fs4_jax.evaluation.matching and of the protocol that uses it."""
 
 import itertools
+import pathlib
 
 import numpy as np
 from absl.testing import absltest, parameterized
@@ -162,6 +163,8 @@ class ProtocolsTest(absltest.TestCase):
         rows = table().splitlines()
         self.assertEqual([row.split("`")[1] for row in rows[2:]], list(PROTOCOLS))
         self.assertLen({row.count("|") for row in rows}, 1)
+        readme = pathlib.Path(__file__).resolve().parents[2] / "README.md"
+        self.assertIn(table(), readme.read_text())
 
     def test_a_protocol_is_known_by_its_name(self):
         for name, protocol in PROTOCOLS.items():
