@@ -227,7 +227,7 @@ class Evaluator:
         arrays, shape = _arrays(batch, self.mesh), _label_shape(batch)
         out = self._read(params, fitted, arrays, shape=shape)
         if "probabilities" in out:
-            out["ids"]["model"] = self._refined(arrays, out.pop("probabilities"))
+            out["ids"]["model"] = self._refined(arrays, out.pop("probabilities"), shape)
         ids = out.pop("ids")
         if "label" in arrays:
             out["counts"] = self._count(ids, arrays["label"],
@@ -250,7 +250,8 @@ class Evaluator:
                 lambda x: self.method.predict(params, x)["embedding"], image)
             classify = self._classifier(params, fitted)
             if protocol.crf:
-                answer["probabilities"] = dense_probabilities(embedding, shape, classify)
+                side = self.source.side           # the label's own; `shape` is padded
+                answer["probabilities"] = dense_probabilities(embedding, (side, side), classify)
             else:
                 answer["ids"]["model"] = dense_ids(embedding, size, shape, classify)
         elif protocol.clusters == "probe":
@@ -276,13 +277,14 @@ class Evaluator:
             ids["kmeans_rgb"] = upsample_nearest(pixels, size, shape)
         return ids
 
-    def _refined(self, batch, probabilities):
-        """Ids after the dense CRF, on the image as the label's size has it."""
-        shape = probabilities.shape[1:3]
-        image = batch["image"].astype(jnp.float32)
-        if image.shape[1:3] != shape:
-            image = jax.image.resize(image, (image.shape[0], *shape, 3), "bilinear")
-        return jnp.argmax(dense_crf(image, probabilities), axis=-1).astype(jnp.int32)
+    def _refined(self, batch, probabilities, shape):
+        """Ids [b, *shape] after the dense CRF; -1 in padding rows and beyond the label."""
+        real = np.flatnonzero(np.asarray(batch["index"]) >= 0)
+        refined = dense_crf(batch["image"][real], probabilities[real])
+        ids = np.full((len(probabilities), *shape), -1, np.int32)
+        h, w = probabilities.shape[1:3]
+        ids[real, :h, :w] = np.argmax(refined, axis=-1)
+        return jax.device_put(ids, batch_sharding(self.mesh))
 
     def _count_batch(self, ids, label, *, rows):
         """{readout: int32 [b, clusters, classes]}; rows: (readout, clusters) pairs."""

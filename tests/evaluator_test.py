@@ -11,9 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
+from fs4_jax.affinity import dense_crf
 from fs4_jax.config import ConfigError, default_config
 from fs4_jax.evaluation.per_image import PER_IMAGE
 from fs4_jax.evaluation.protocols import PROTOCOLS, evaluate_counts
+from fs4_jax.evaluation.upsample import upsample_maps
 from fs4_jax.evaluator import Evaluator, mean_over_runs
 from fs4_jax.sharding import make_mesh
 
@@ -145,6 +147,25 @@ class ProtocolTest(EvaluatorCase):
         # The slope cancels but for rounding at the borders of blocks.
         self.assertAlmostEqual(accuracy["stego27", 60.0], accuracy["stego27", 0.0], delta=0.1)
         self.assertLess(accuracy["picie27", 60.0], accuracy["picie27", 0.0] - 10)
+
+    def test_the_crf_reads_what_stego_gives_it(self):
+        """Softmax of twice the cosines of the upsampled embedding, and the image itself."""
+        source, params = Blocks([(32, 32)] * 3), colour_params([2, 0, 3, 1])
+
+        def refined(i):
+            image = source[i]["image"]
+            embedding = Colour().predict(params, image[None])["embedding"]
+            full = upsample_maps(embedding, jnp.array([[32, 32]]), (32, 32))[0]
+            p = jax.nn.softmax(2.0 * Colour().classify(params, full), axis=-1)
+            return np.argmax(dense_crf(image, p), axis=-1)
+
+        changes = dataclasses.replace(PROTOCOLS["stego27"], size=32)
+        with mock.patch.dict(PROTOCOLS, {"stego27": changes}):
+            got = self.evaluator("stego27", source).run(params, 0, floors=False).scores
+        want = sum(self.counts(source, refined))
+        # No slope: the mirrored embedding is the same but for rounding, which a tie may show.
+        self.assertLess(np.abs(np.array(got["confusion"]) - want).sum(), 0.005 * want.sum())
+        self.assertEqual(np.sum(got["confusion"]), want.sum())
 
     def test_probes_read_labels_of_the_training_split(self):
         source = Blocks([(32, 32)] * 4)

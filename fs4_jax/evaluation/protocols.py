@@ -27,7 +27,7 @@ class Protocol:
     scored_at: side of the square label map pixels are counted on; 0: the (cropped) label's own.
     clusters: "model" (its own), "kmeans" (on its tokens, fitted on the scored images) or "probe"
       (a linear layer, trained with labels on the training split).
-    num_clusters: K of k-means; 0: config.num_clusters, -1: the number of classes.
+    num_clusters: K of k-means; 0: config.num_clusters.
     matching: hungarian | many-to-one | identity | per-image-m2o | per-image-hungarian.
     runs: k-means runs (seeds); the score is their mean.
     flip_averaging: embeddings of the image and its mirror are averaged.
