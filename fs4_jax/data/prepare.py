@@ -209,7 +209,8 @@ def _estimate(plan, splits, out, say):
     while parent and not parent.exists():
         parent = parent.parent
     seconds = number * build.seconds_for_each(splits, parent)
-    say(f"{number:,} images: {size / 1e9:.2f} GB as ArrayRecord, about {format_seconds(seconds)}")
+    disk = f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
+    say(f"{number:,} images: {disk} as ArrayRecord, about {format_seconds(seconds)}")
     if parent:
         held = sum(path.stat().st_size for path in pathlib.Path(out).glob("*.array_record-*"))
         free = shutil.disk_usage(parent).free
