@@ -243,7 +243,7 @@ class CheckTest(PrepareCase):
         said = self.prepare("voc")
         self.assertRegex(said, r"train: 2 images \(the official split has 1,464\), masks of their")
         self.assertRegex(said, r"trainaug: 3 images")
-        self.assertRegex(said, r"6 images: 0\.00 GB as ArrayRecord, about 0:0\d")
+        self.assertRegex(said, r"6 images: 0\.0 MB as ArrayRecord, about 0:0\d")
         self.assertEqual(sorted(path.name for path in self.root.iterdir()), ["tree"])
 
     @parameterized.parameters(
