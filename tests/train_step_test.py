@@ -223,5 +223,16 @@ class TrainStepTest(parameterized.TestCase):
         self.assertEmpty([name for name in after if np.array_equal(before[name], after[name])])
 
 
+class PredictTest(absltest.TestCase):
+
+    def test_an_image_too_small_for_the_pyramid_is_segmented(self):
+        method = prepare(small_config()).method
+        params, _ = method.init(jax.random.key(0), np.zeros((1, 32, 32, 3), np.uint8))
+        out = method.predict(params, np.zeros((1, 8, 16, 3), np.uint8))      # levels 1 and 2
+        self.assertEqual(out["logits"].shape, (1, 1, 2, 5))
+        np.testing.assert_allclose(method.classify(params, out["embedding"]), out["logits"],
+                                   atol=1e-6)
+
+
 if __name__ == "__main__":
     absltest.main()

@@ -218,11 +218,11 @@ class TrainTest(absltest.TestCase):
                 ("encoder.weights", "no.safetensors", ConfigError, "no.safetensors"),
                 ("data.image_size", 36, ConfigError, "36x36.*patches of 8.*data.image_size"),
                 ("mesh.data", 3, ConfigError, "config.mesh"),
+                ("fs4.pgg.levels", (1, 8), ConfigError, "8 cells on a side, .* 4 tokens"),
                 ("data.name", "folder", DataError, "config.data.images=DIR"),
                 ("eval.protocol", "best", ConfigError, "eval.protocol")):
             config = tiny_config()
-            section, _, leaf = key.rpartition(".")
-            config[section][leaf] = value
+            config.update_from_flattened_dict({key: value})
             with self.subTest(key), self.assertRaisesRegex(error, message):
                 train.train(config, self.dir)
         self.assertEmpty(list(self.dir.iterdir()))

@@ -15,7 +15,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from fs4_jax.config import ConfigError
 from fs4_jax.losses.assignment import sample_at, swapped_prediction
 from fs4_jax.losses.kernel import kernel_loss
 from fs4_jax.losses.pyramid import cell_features, nearest_centroid, pyramid_loss
@@ -35,6 +37,11 @@ def make_fs4(config, encoder):
                      position_sigma=cae.position_sigma, colour_sigma=cae.colour_sigma,
                      context=cae.enabled)
     pyramid = {str(level): num_groups for level in pgg.levels} if pgg.enabled else {}
+    tokens = int(np.min(config.data.image_size)) // encoder.patch
+    if pyramid and max(pgg.levels) > tokens:
+        raise ConfigError(f"config.fs4.pgg.levels={tuple(pgg.levels)} asks for {max(pgg.levels)} "
+                          f"cells on a side, but config.data.image_size={config.data.image_size} "
+                          f"has {tokens} tokens there: lower one or raise the other")
     head = SegmentationHead(config.num_clusters, embedding, pyramid)
     frozen = ("encoder",) if config.encoder.frozen else ()
     return FS4(encoder, head, settings, config.num_clusters, frozen)
@@ -87,8 +94,8 @@ class FS4:
         metrics = {f"loss_{name}": term for name, term in terms.items()}
         return sum(weighted.values()), metrics | telemetry(logits)
 
-    def _head(self, params, encoded, images):
-        return self.head.apply({"params": params["head"]}, encoded["patch_tokens"], images)
+    def _head(self, params, encoded, images, pyramid=True):
+        return self.head.apply({"params": params["head"]}, encoded["patch_tokens"], images, pyramid)
 
     def _pixel_loss(self, logits, cosines, batch, key):
         """Both views read at the places of view 1's tokens, then swapped prediction."""
@@ -137,7 +144,7 @@ class FS4:
     def predict(self, params, images):
         images = normalize_images(images)
         encoded = self.encode(params, images)
-        head = self._head(params, encoded, images)
+        head = self._head(params, encoded, images, pyramid=False)
         return {"logits": head["cosines"], "embedding": head["embedding"],
                 "patch_tokens": encoded["patch_tokens"]}
 

@@ -13,7 +13,7 @@ class SegmentationHead(nn.Module):
     """patch_tokens [b, h, w, d], images [b, H, W, 3] -> dict.
 
     "embedding" [b, h, w, c], "cosines" [b, h, w, num_clusters] in [-1, 1], "cells": {level:
-    logits [b, l, l, k_l]}.
+    logits [b, l, l, k_l]}, left out with pyramid=False.
 
     num_clusters: prototypes. embedding: settings of ContextEmbedding. pyramid: {level: k_l}.
     """
@@ -22,9 +22,11 @@ class SegmentationHead(nn.Module):
     pyramid: Mapping
 
     @nn.compact
-    def __call__(self, patch_tokens, images):
+    def __call__(self, patch_tokens, images, pyramid=True):
         embedding = ContextEmbedding(**self.embedding, name="context")(patch_tokens, images)
         cosines = Prototypes(self.num_clusters, name="classifier")(embedding)
+        if not pyramid:               # any grid is segmented, also one too small for the cells
+            return {"embedding": embedding, "cosines": cosines}
         cells = {level: nn.Dense(num, name=f"pyramid_{level}")(pool_cells(embedding, int(level)))
                  for level, num in self.pyramid.items()}
         return {"embedding": embedding, "cosines": cosines, "cells": cells}
