@@ -13,7 +13,8 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from fs4_jax.models import VARIANTS, ViT, load_encoder, make_encoder, normalize_images
-from fs4_jax.models.vit import Block, resize_position
+from fs4_jax.models.transformer import Block
+from fs4_jax.models.vit import resize_position
 from tests.models.reference_vit import (
     official_tensors,
     reference_bicubic,
