@@ -20,7 +20,7 @@ LAYERS = (
      "evaluation.readout", "evaluation.probe", "evaluation.tally", "sharding", "optimizer",
      "metrics", "config"},
     # L1: models, losses, sources of images
-    {"models", "models.transformer", "models.vit", "models.weights", "models.heads",
+    {"models", "models.position", "models.transformer", "models.vit", "models.weights", "models.heads",
      "models.prototypes", "models.context_embedding", "losses", "losses.assignment", "losses.pyramid", "losses.kernel",
      "data", "data.images", "data.folder", "data.stored", "data.cocostuff", "data.voc",
      "data.scribblesup", "data.cityscapes", "data.potsdam", "data.camvid", "data.scenes",

@@ -1,4 +1,4 @@
-"""A Vision Transformer of the shape DINO, DINOv2 and DINOv2 with registers have.
+"""A Vision Transformer of the shape DINO, iBOT, MAE, MoCo-v3, MSN, DINOv2 and DINOv3 have.
 
 Written for dense use: any image size that the patch divides, patch tokens as a map [b,h,w,d],
 and an early stop (`block`) for those who want a middle block and will not pay for the rest.
@@ -11,16 +11,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fs4_jax.models.transformer import Block, weight_init
+from fs4_jax.models.position import POSITIONS, resize_position, rope_angles
+from fs4_jax.models.transformer import MLPS, Block, weight_init
 
-# name: (width, depth, num_heads). "mu" is for the demo and the tests.
+# name: (width, depth, num_heads). "mu" is for the demo and the tests; "g" is DINOv2's, "S+" and
+# "H+" are DINOv3's.
 VARIANTS = {
     "mu": (128, 4, 4),
     "Ti": (192, 12, 3),
     "S": (384, 12, 6),
     "B": (768, 12, 12),
     "L": (1024, 24, 16),
+    "g": (1536, 40, 24),
+    "S+": (384, 12, 6),
+    "H+": (1280, 32, 20),
 }
+# Those whose MLP is a SwiGLU, and its hidden width; the others have GELU and 4 * width.
+SWIGLU_WIDTHS = {"g": 4096, "S+": 1536, "H+": 5120}
 PATCHES = (4, 8, 14, 16)
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -50,6 +57,7 @@ def make_encoder(
     drop_path=0.0,
     layer_scale=None,
     num_registers=0,
+    position="bicubic",
 ):
     """A `ViT` by name, for training from scratch (`weights.load_encoder` is for a trained one).
 
@@ -57,12 +65,13 @@ def make_encoder(
       variant: "SIZE/PATCH", for instance "S/14"; see `VARIANTS` and `PATCHES`.
       image_size: int or (height, width) in pixels: where the position embedding is stored, with
         nothing to interpolate. Other sizes are still accepted by `apply`.
-      dtype, block, drop_path, layer_scale, num_registers: as in `ViT`.
+      dtype, block, drop_path, layer_scale, num_registers, position: as in `ViT`.
 
     Raises:
       ValueError: unknown variant, or an image size that the patch does not divide.
     """
     width, depth, num_heads, patch = parse_variant(variant)
+    gated_width = SWIGLU_WIDTHS.get(variant.partition("/")[0])
     height, width_px = (image_size, image_size) if np.ndim(image_size) == 0 else image_size
     return ViT(
         patch=patch,
@@ -75,6 +84,8 @@ def make_encoder(
         drop_path=drop_path,
         dtype=dtype,
         block=block,
+        position=position,
+        **({"mlp": "swiglu", "mlp_ratio": gated_width / width} if gated_width else {}),
     )
 
 
@@ -91,8 +102,7 @@ class ViT(nn.Module):
     Attributes:
       patch: side of a patch in pixels.
       width, depth, num_heads: dimension of a token, number of blocks, heads of attention.
-      pos_grid: (rows, cols) the position embedding is stored at; another image size gets it
-        resized as torch's bicubic does (`resize_position`).
+      pos_grid: (rows, cols) the position embedding is stored at; without meaning for "rope".
       mlp_ratio: hidden width of the MLP over `width`.
       num_registers: register tokens, without position, between class token and patches.
       layer_scale: first value of LayerScale's gammas; None or 0 builds none.
@@ -102,6 +112,11 @@ class ViT(nn.Module):
       dtype: what is computed in. Parameters, softmax and statistics of the norms are float32.
       block: stop after this many blocks, 1..depth; None runs all. Later blocks get no parameters
         (and ignore those they are given). The final norm is applied all the same.
+      position: how another image size gets its positions: the stored ones resized ("bicubic",
+        "bicubic_offset", "bicubic_antialias", see `resize_position`), or "rope", none stored:
+        queries and keys of the patches are turned (`rope_angles`).
+      mlp: "gelu" (two layers) or "swiglu" (gated).
+      norm_epsilon: of all norms; DINOv3 has 1e-5.
     """
 
     patch: int
@@ -115,9 +130,13 @@ class ViT(nn.Module):
     drop_path: float = 0.0
     dtype: Any = jnp.float32
     block: int | None = None
+    position: str = "bicubic"
+    mlp: str = "gelu"
+    norm_epsilon: float = 1e-6
 
     @nn.compact
-    def __call__(self, images, train=False, return_blocks=(), masked=None, mask_token=None):
+    def __call__(self, images, train=False, return_blocks=(), masked=None, mask_token=None,
+                 return_attention=False, return_keys=False):
         """Encodes images.
 
         Args:
@@ -127,12 +146,16 @@ class ViT(nn.Module):
           masked: bool [b,h,w], patches that `mask_token` stands for, before their positions are
             added (masked image modelling); None: none.
           mask_token: float [d], only needed with `masked`.
+          return_attention, return_keys: switch "attention" and "keys" on.
 
         Returns:
           "cls" [b,d] and "patch_tokens" [b,h,w,d], after the final norm; "registers" [b,r,d]
           if there are any; "block_tokens", a tuple of [b,h,w,d] in the order of
           `return_blocks`, if any were asked for, each after the final norm: the same as
           "patch_tokens" of an encoder that stops there (as DINOv2's get_intermediate_layers).
+          When asked for, of the last block that is run: "attention" float32 [b,heads,h,w], from
+          the class token to the patches, and "keys" [b,h,w,d], of the patches, heads side by
+          side and not rotated: what LOST and TokenCut use.
 
         Raises:
           ValueError: an image size that the patch does not divide, images that are not float
@@ -142,20 +165,29 @@ class ViT(nn.Module):
         batch, height, width, _ = images.shape
         grid = _token_grid(height, width, self.patch)
         prefix = 1 + self.num_registers
-        norm = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm")
+        norm = nn.LayerNorm(epsilon=self.norm_epsilon, dtype=self.dtype, name="norm")
 
         x = self._embed(images, grid, masked, mask_token)
-        wanted = {}
+        angles = None
+        if self.position == "rope":
+            angles = rope_angles(grid, self.width // self.num_heads)
+        wanted, told = {}, {}
         for i in range(self._num_blocks()):
             rate = self.drop_path * i / max(self.depth - 1, 1)
-            x = Block(
+            block = Block(
                 num_heads=self.num_heads,
                 mlp_ratio=self.mlp_ratio,
                 layer_scale=self.layer_scale,
                 drop_path=rate,
                 dtype=self.dtype,
+                mlp=self.mlp,
+                norm_epsilon=self.norm_epsilon,
                 name=f"blocks_{i}",
-            )(x, train)
+            )
+            if i + 1 == self._num_blocks() and (return_attention or return_keys):
+                x, told = block(x, train, angles, details=True)
+            else:
+                x = block(x, train, angles)
             if i + 1 in return_blocks:
                 wanted[i + 1] = norm(x[:, prefix:]).reshape(batch, *grid, -1)
 
@@ -165,6 +197,11 @@ class ViT(nn.Module):
             out["registers"] = x[:, 1:prefix]
         if return_blocks:
             out["block_tokens"] = tuple(wanted[i] for i in return_blocks)
+        if return_attention:
+            attention = told["attention"][:, :, prefix:]
+            out["attention"] = attention.reshape(*attention.shape[:2], *grid)
+        if return_keys:
+            out["keys"] = told["keys"][:, prefix:].reshape(batch, *grid, -1)
         return out
 
     def _num_blocks(self):
@@ -181,10 +218,12 @@ class ViT(nn.Module):
             x = jnp.where(masked.reshape(batch, -1, 1), mask_token.astype(self.dtype), x)
 
         cls = self.param("cls_token", weight_init, (1, 1, self.width))
-        cls_pos = self.param("cls_pos", weight_init, (1, 1, self.width))
-        pos = self.param("pos_embed", weight_init, (1, *self.pos_grid, self.width))
-        x = x + resize_position(pos, grid).reshape(1, -1, self.width).astype(self.dtype)
-        first = [cls + cls_pos]
+        if self.position != "rope":
+            cls = cls + self.param("cls_pos", weight_init, (1, 1, self.width))
+            pos = self.param("pos_embed", weight_init, (1, *self.pos_grid, self.width))
+            pos = resize_position(pos, grid, self.position).reshape(1, -1, self.width)
+            x = x + pos.astype(self.dtype)
+        first = [cls]
         if self.num_registers:
             shape = (1, self.num_registers, self.width)
             first.append(self.param("register_tokens", weight_init, shape))
@@ -203,6 +242,9 @@ class ViT(nn.Module):
             raise ValueError(f"num_heads={self.num_heads} does not divide width={self.width}")
         if not 0 <= self.drop_path < 1:
             raise ValueError(f"drop_path={self.drop_path} is not in [0, 1)")
+        for name, value, known in (("position", self.position, POSITIONS), ("mlp", self.mlp, MLPS)):
+            if value not in known:
+                raise ValueError(f"{name}={value!r} is unknown: one of {', '.join(known)}")
         last = self._num_blocks()
         if not 1 <= last <= self.depth:
             raise ValueError(
@@ -213,35 +255,6 @@ class ViT(nn.Module):
             raise ValueError(
                 f"return_blocks={tuple(return_blocks)}: this encoder runs blocks 1 to {last}"
             )
-
-
-def resize_position(pos, grid):
-    """[1,h,w,d] -> [1,*grid,d], as torch's bicubic with align_corners=False and no antialias.
-
-    torch's cubic has a = -0.75 where jax.image.resize has -0.5, and repeats the edge where that
-    renormalises; DINOv2's weights were trained on torch's.
-    """
-    rows, cols = grid
-    if pos.shape[1] != rows:
-        weights = cubic_weights(pos.shape[1], rows)
-        pos = jnp.einsum("ih,bhwd->biwd", weights, pos, precision="highest")
-    if pos.shape[2] != cols:
-        weights = cubic_weights(pos.shape[2], cols)
-        pos = jnp.einsum("jw,bhwd->bhjd", weights, pos, precision="highest")
-    return pos
-
-
-def cubic_weights(num_in, num_out, a=-0.75):
-    """float32 [num_out, num_in]: the matrix of a cubic resize along one axis, edge repeated."""
-    centre = (np.arange(num_out) + 0.5) * (num_in / num_out) - 0.5
-    tap = np.floor(centre)[:, None].astype(int) + np.arange(-1, 3)
-    x = np.abs(centre[:, None] - tap)
-    inner = ((a + 2) * x - (a + 3)) * x * x + 1
-    outer = ((a * x - 5 * a) * x + 8 * a) * x - 4 * a
-    weights = np.zeros((num_out, num_in))
-    row = np.arange(num_out)[:, None]
-    np.add.at(weights, (row, np.clip(tap, 0, num_in - 1)), np.where(x <= 1, inner, outer))
-    return weights.astype(np.float32)
 
 
 def _token_grid(height, width, patch):

@@ -14,7 +14,7 @@ from absl.testing import absltest, parameterized
 
 from fs4_jax.models import VARIANTS, ViT, load_encoder, make_encoder, normalize_images
 from fs4_jax.models.transformer import Block
-from fs4_jax.models.vit import resize_position
+from fs4_jax.models.position import resize_position
 from tests.models.reference_vit import (
     official_tensors,
     reference_bicubic,
@@ -278,7 +278,7 @@ class InterfaceTest(parameterized.TestCase):
 
     @parameterized.parameters("S", "S/15", "XL/16", "S/16/16", "", None)
     def test_unknown_variant(self, variant):
-        with self.assertRaisesRegex(ValueError, r"encoder\.variant=.*mu, Ti, S, B, L.*4, 8, 14"):
+        with self.assertRaisesRegex(ValueError, r"encoder\.variant=.*mu, Ti, S, B, L, g, S\+, H\+ .*4, 8, 14"):
             make_encoder(variant)
 
     def test_image_size_must_divide(self):
