@@ -17,21 +17,23 @@ LAYERS = (
      "affinity.windowed", "affinity.permutohedral", "affinity.crf", "evaluation",
      "evaluation.confusion", "evaluation.matching", "evaluation.per_image", "evaluation.objects",
      "evaluation.protocols", "evaluation.upsample", "evaluation.floors", "evaluation.geometry",
-     "evaluation.readout", "evaluation.probe", "evaluation.tally", "sharding", "optimizer",
+     "evaluation.readout", "evaluation.probe", "evaluation.knn", "evaluation.tally", "sharding", "optimizer",
      "metrics", "config"},
     # L1: models, losses, sources of images
-    {"models", "models.position", "models.transformer", "models.vit", "models.weights", "models.heads",
-     "models.prototypes", "models.context_embedding", "losses", "losses.assignment", "losses.pyramid", "losses.kernel",
+    {"models", "models.position", "models.transformer", "models.vit", "models.architecture",
+     "models.weight_files", "models.weight_names", "models.encoder_files", "models.weights",
+     "models.heads",
+     "models.prototypes", "models.projection", "models.masking", "models.context_embedding", "losses", "losses.assignment", "losses.pyramid", "losses.distillation", "losses.kernel",
      "data", "data.images", "data.folder", "data.stored", "data.cocostuff", "data.voc",
      "data.scribblesup", "data.cityscapes", "data.potsdam", "data.camvid", "data.scenes",
-     "data.views", "data.scribbles", "state"},
+     "data.views", "data.crops", "data.scribbles", "state"},
     # L2: files and pictures
     {"data.sources", "data.pipeline", "data.build", "data.cocostuff_tfds", "checkpoint",
      "evaluation.pictures", "evaluation.report", "evaluation.report_charts"},
     # L3: the step and the methods
-    {"train_step", "methods", "methods.base", "methods.fs4", "methods.fs4_fit"},
+    {"train_step", "methods", "methods.base", "methods.fs4", "methods.dino", "methods.fs4_fit"},
     # L4: what runs
-    {"run", "watch", "train", "evaluator", "evaluate", "errors"},
+    {"run", "watch", "train", "evaluator", "token_probes", "evaluate", "errors"},
     # L5: commands
     {"main", "predict", "evaluation.score", "data.prepare"},
 )

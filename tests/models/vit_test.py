@@ -32,7 +32,7 @@ class ReferenceTest(parameterized.TestCase):
         folder = self.enterContext(tempfile.TemporaryDirectory())
         path = os.path.join(folder, "encoder.npz")
         np.savez(path, **tensors)
-        return load_encoder(path, **kwargs)
+        return load_encoder(path, position="bicubic", **kwargs)
 
     @parameterized.named_parameters(
         ("native", (16, 16), 4, 0, True),
@@ -278,7 +278,7 @@ class InterfaceTest(parameterized.TestCase):
 
     @parameterized.parameters("S", "S/15", "XL/16", "S/16/16", "", None)
     def test_unknown_variant(self, variant):
-        with self.assertRaisesRegex(ValueError, r"encoder\.variant=.*mu, Ti, S, B, L, g, S\+, H\+ .*4, 8, 14"):
+        with self.assertRaisesRegex(ValueError, r"encoder\.variant=.*mu, Ti, S, B, L, H, g, S\+, H\+ .*4, 8, 14"):
             make_encoder(variant)
 
     def test_image_size_must_divide(self):

@@ -1,9 +1,12 @@
 """Reading encoders: what is accepted, what is refused and how, and the real one in float64."""
 
+import json
 import os
 import pathlib
 import pickle
+import sys
 import tempfile
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -90,10 +93,58 @@ class ReadTest(WeightsTestCase):
         self.assertEqual(model, plain[0])
         jax.tree.map(np.testing.assert_array_equal, params, plain[1])
 
-    def test_two_encoders_in_one_file(self):
-        both = {f"{who}.{n}": v for who in ("student", "teacher") for n, v in self.tensors.items()}
+    @parameterized.parameters(
+        ("teacher.backbone.", "student."),
+        ("target_encoder.module.", "encoder.module."),
+        ("state_dict.module.momentum_encoder.", "state_dict.module.base_encoder."),
+        ("module.encoder_q.", ""),
+    )
+    def test_the_averaged_one_of_two_encoders_is_taken(self, taken, left):
+        both = {taken + name: value for name, value in self.tensors.items()}
+        both |= {left + name: value + 1 for name, value in self.tensors.items()}
+        _, params = load_encoder(self._save(both))
+        np.testing.assert_array_equal(params["norm"]["bias"], self.tensors["norm.bias"])
+
+    def test_the_same_encoder_twice(self):
+        both = {w + n: v for w in ("teacher.", "teacher.module.") for n, v in self.tensors.items()}
         message = self._refusal(self._save(both))
-        self.assertRegex(message, r"more than one encoder: student\.\S+ and teacher\.\S+")
+        self.assertRegex(message, r"more than one encoder: teacher\.\S+ and teacher\.module\.\S+")
+
+    def test_heads_are_left_out_and_nothing_else(self):
+        heads = ("teacher.head.mlp.0.weight", "head.last_layer.weight_g", "dino_head.mlp.2.bias",
+                 "ibot_head.last_layer.weight_v", "decoder_blocks.0.norm1.weight",
+                 "decoder_pos_embed", "masked_embed", "module.predictor.0.weight",
+                 "head.1.running_mean", "fc.fc1.weight", "prototypes", "pooler.dense.bias")
+        path = self._save(self.tensors | {name: np.zeros((3, 3), np.float32) for name in heads})
+        load_encoder(path)
+        self.assertIn("extra neck.weight [3, 3]", self._refusal(self._save(
+            self.tensors | {"neck.weight": np.zeros((3, 3), np.float32)})))
+
+    def test_blocks_in_chunks(self):
+        chunked = {n.replace("blocks.1.", "blocks.1.1.").replace("blocks.0.", "blocks.0.0."): v
+                   for n, v in self.tensors.items()}
+        self.assertEqual(read_architecture(self._save(chunked)).depth, 2)
+
+    @parameterized.parameters("head.weight", "classifier.weight", "module.fc.bias")
+    def test_a_classifier_is_refused_unless_allowed(self, name):
+        path = self._save(self.tensors | {name: np.zeros((10, 64), np.float32)})
+        message = self._refusal(path)
+        for word in (name, "label-free", "--allow_supervised"):
+            self.assertIn(word, message)
+        _, params = load_encoder(path, allow_supervised=True)
+        self.assertNotIn("head", params)
+
+    @parameterized.parameters(
+        (True, 0, "dinov2", "bicubic"), (True, 4, "dinov2-registers", "bicubic_antialias"),
+        (False, 0, "dino", "bicubic_offset"))
+    def test_the_family_says_how_positions_are_resized(self, layer_scale, registers, family, how):
+        tensors = official_tensors(
+            np.random.default_rng(0), depth=1, layer_scale=layer_scale, registers=registers)
+        path = self._save(tensors)
+        arch = read_architecture(path)
+        self.assertEqual((arch.family, arch.position), (family, how))
+        self.assertEqual(load_encoder(path)[0].position, how)
+        self.assertEqual(load_encoder(path, position="bicubic")[0].position, "bicubic")
 
     def test_structure_equals_a_fresh_encoder(self):
         tensors = official_tensors(np.random.default_rng(0), depth=2, registers=2)
@@ -117,14 +168,14 @@ class RefusalTest(WeightsTestCase):
     def test_lists_everything_at_once(self):
         tensors = dict(self.tensors)
         del tensors["blocks.1.norm2.bias"], tensors["norm.bias"]
-        tensors["head.weight"] = np.zeros((3, 64), np.float32)
+        tensors["neck.weight"] = np.zeros((3, 64), np.float32)
         tensors["blocks.0.attn.qkv.bias"] = np.zeros(64, np.float32)
         tensors["blocks.1.mlp.fc2.bias"] = np.zeros(64, np.int32)
         message = self._refusal(self._save(tensors))
         for line in (
             "missing blocks.1.norm2.bias [64]",
             "missing norm.bias [64]",
-            "extra head.weight [3, 64]",
+            "extra neck.weight [3, 64]",
             "blocks.0.attn.qkv.bias is [64], not [192]",
             "blocks.1.mlp.fc2.bias is I32, not float16, bfloat16 or float32",
         ):
@@ -166,13 +217,15 @@ class RefusalTest(WeightsTestCase):
         self.tensors["pos_embed"] = self.tensors["pos_embed"][:, :-1]
         self.assertIn("15 positions, which are not 3x3", self._refusal(self._save(self.tensors)))
 
-    @parameterized.parameters("grid", "4x", "2x2x4")
-    def test_broken_metadata(self, grid):
-        path = self._save(self.tensors, metadata={"pos_grid": grid})
-        self.assertIn("should hold num_heads '6' and pos_grid '37x37'", self._refusal(path))
+    @parameterized.parameters("no JSON", "[]", "{}", '{"num_heads": "many"}', json.dumps(
+        {"num_heads": 4, "pos_grid": [4, 4], "position": "tricubic", "norm_epsilon": 1e-6}))
+    def test_broken_metadata(self, said):
+        path = self._save(self.tensors, metadata={"architecture": said})
+        self.assertIn(f"architecture = {said}, which", self._refusal(path))
 
     def test_heads_that_do_not_divide(self):
-        path = self._save(self.tensors, metadata={"num_heads": "5"})
+        said = {"num_heads": 5, "pos_grid": [4, 4], "position": "bicubic", "norm_epsilon": 1e-6}
+        path = self._save(self.tensors, metadata={"architecture": json.dumps(said)})
         self.assertIn("5 heads do not divide the width 64", self._refusal(path))
 
     def test_another_variant(self):
@@ -185,12 +238,6 @@ class RefusalTest(WeightsTestCase):
             message = self._refusal(path, expected_variant=other)
             for word in ("encoder.weights", "encoder.variant", "mu/14", other):
                 self.assertIn(word, message)
-
-    def test_swiglu(self):
-        tensors = {n: v for n, v in self.tensors.items() if ".mlp." not in n}
-        for name in ("w12", "w3"):
-            tensors[f"blocks.0.mlp.{name}.weight"] = np.zeros((64, 64), np.float32)
-        self.assertRegex(self._refusal(self._save(tensors)), "SwiGLU.*not supported yet")
 
     def test_not_finite(self):
         self.tensors["blocks.1.norm1.bias"][3] = np.nan
@@ -221,14 +268,21 @@ class RefusalTest(WeightsTestCase):
         with self.assertRaisesRegex(WeightsError, "not a readable .npz file"):
             load_encoder(path)
 
-    @parameterized.parameters(".pth", ".pt", ".bin", ".ckpt", ".pkl")
-    def test_pickles_are_not_opened(self, suffix):
+    @parameterized.parameters(".pth", ".pt", ".bin", ".ckpt", ".pth.tar")
+    def test_pickles_run_nothing(self, suffix):
         path = self.folder / f"dino{suffix}"
-        path.write_bytes(pickle.dumps(_Trap(self.folder / "sprung")))
-        message = self._refusal(path)
-        self.assertIn("torch.load('dino" + suffix, message)
-        self.assertIn("'dino.safetensors'", message)
+        path.write_bytes(pickle.dumps(_Trap(self.folder / "sprung"), protocol=2))
+        self._refusal(path)
         self.assertFalse((self.folder / "sprung").exists())
+
+    def test_without_torch_the_error_says_how_to_convert(self):
+        path = self.folder / "dino.pth.tar"
+        path.write_bytes(b"anything")
+        with mock.patch.dict(sys.modules, {"torch": None}):
+            message = self._refusal(path)
+        self.assertIn("torch is not installed", message)
+        self.assertIn(f"python -m fs4_jax.models.weights convert --input={path} "
+                      f"--output={self.folder / 'dino.safetensors'}", message)
 
     def test_objects_in_an_npz_are_not_unpickled(self):
         trap = np.array([_Trap(self.folder / "sprung")], dtype=object)
@@ -258,7 +312,7 @@ class ExportTest(WeightsTestCase):
         else:
             back = safetensors.numpy.load_file(self.folder / name)
         del tensors["mask_token"]
-        self.assertEqual(set(back), set(tensors))
+        self.assertEqual(set(back) - {"architecture"}, set(tensors))
         for key, value in tensors.items():
             np.testing.assert_array_equal(back[key], value, key)
             self.assertEqual(back[key].dtype, np.float32)
