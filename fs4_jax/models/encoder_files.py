@@ -12,7 +12,13 @@ import numpy as np
 from fs4_jax.models import vit
 from fs4_jax.models import weight_names as naming_of
 from fs4_jax.models.architecture import Architecture, describe, infer, usual_heads
-from fs4_jax.models.weight_files import FLOATS, WeightsError, WeightsFile, open_weights, save_weights
+from fs4_jax.models.weight_files import (
+    FLOATS,
+    WeightsError,
+    WeightsFile,
+    open_weights,
+    save_weights,
+)
 
 NAMES = ("official", "huggingface")
 
@@ -101,10 +107,10 @@ def find_encoder(path, *, expected_variant=None, position=None, allow_supervised
                                f"same tensor of two; keep one of them in the file")
         if listing.classifier and not allow_supervised:
             raise WeightsError(
-                f"{path} holds a classifier ({', '.join(listing.classifier.values())}): its encoder "
-                f"has probably seen labels, and nothing built on it would be label-free. To use "
-                f"it all the same, without the classifier, convert it with --allow_supervised "
-                f"(load_encoder(..., allow_supervised=True))")
+                f"{path} holds a classifier ({', '.join(listing.classifier.values())}): its "
+                f"encoder has probably seen labels, and nothing built on it would be label-free. "
+                f"To use it all the same, without the classifier, convert it with "
+                f"--allow_supervised (load_encoder(..., allow_supervised=True))")
         arch, problems = infer(listing, file, position)
         problems += _compare(arch, listing, file)
         if problems:

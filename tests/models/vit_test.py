@@ -278,7 +278,8 @@ class InterfaceTest(parameterized.TestCase):
 
     @parameterized.parameters("S", "S/15", "XL/16", "S/16/16", "", None)
     def test_unknown_variant(self, variant):
-        with self.assertRaisesRegex(ValueError, r"encoder\.variant=.*mu, Ti, S, B, L, H, g, S\+, H\+ .*4, 8, 14"):
+        known = r"encoder\.variant=.*mu, Ti, S, B, L, H, g, S\+, H\+ .*4, 8, 14"
+        with self.assertRaisesRegex(ValueError, known):
             make_encoder(variant)
 
     def test_image_size_must_divide(self):
