@@ -20,7 +20,7 @@ from PIL import Image, ImageEnhance
 from fs4_jax.config import default_config
 from fs4_jax.data.folder import FolderSource
 from fs4_jax.data.pipeline import train_dataset
-from fs4_jax.data.views import ViewSettings
+from fs4_jax.data.views import TwoViews, ViewSettings
 
 _IMAGES = flags.DEFINE_string("images", None, "Folder of images.")
 _WORKERS = flags.DEFINE_list("workers", ["0", "2"], "Numbers of worker processes to try.")
@@ -71,9 +71,8 @@ def main(_):
                    if p.suffix.lower() in (".jpg", ".jpeg"))
 
     def ours(workers):
-        return iter(train_dataset(source, seed=0, batch_size=_BATCH_SIZE.value,
-                                  view_settings=settings, image_size=(_SIDE, _SIDE), patch=14,
-                                  num_workers=workers))
+        return iter(train_dataset(source, TwoViews(settings, (_SIDE, _SIDE), 14), seed=0,
+                                  batch_size=_BATCH_SIZE.value, num_workers=workers))
 
     def peer(workers):
         def forever():

@@ -31,7 +31,7 @@ def main(_):
     state = run.create_state()
     # Everything is an argument: a captured array is a constant that XLA folds.
     loss = jax.jit(lambda *arguments: run.method.loss(*arguments)[0])
-    arguments = state.params, state.teacher, state.extra, batch, state.key
+    arguments = state.params, state.teacher, state.extra, batch, state.key, state.step
     forward = median(lambda: jax.block_until_ready(loss(*arguments)), _REPEATS.value)
     held = [run.create_state()]
     step_fn = run.jit_step(held[0])

@@ -58,13 +58,15 @@ def default_config():
         )),
         encoder=c(dict(
             variant="S/16",       # {mu,Ti,S,B,L}/{4,8,14,16}
-            weights="",           # a .safetensors file under DINOv2's names; "": random weights
+            weights="",           # a file, or the workdir of a run (dino's); "": random weights
             frozen=False,
             block=0,              # tokens after this many blocks; 0: all
             drop_path=0.0, layer_scale=0.0,
         )),
         optimizer=c(dict(
-            learning_rate=1e-3, warmup_steps=50, weight_decay=0.04, clip_norm=1.0, beta2=0.99,
+            learning_rate=1e-3, warmup_steps=50, weight_decay=0.04,
+            final_weight_decay=-1.0,       # reached along a cosine; below 0: constant
+            clip_norm=1.0, beta2=0.99,
             encoder_scale=1.0,    # learning rate of the encoder, relative
             layer_decay=1.0,      # of each earlier block, relative to the next (pretrained: 0.75)
         )),
@@ -72,7 +74,10 @@ def default_config():
         eval=c(dict(every=0, protocol="hungarian", batch_size=16, floors=True, pictures=12,
                     floor_images=256,
                     matching="",          # an eval.json whose match is used; "": found anew
-                    probe_steps=500,      # of a protocol's linear probe, batches of batch_size
+                    probe_steps=500,      # of a linear probe, batches of batch_size
+                    probes=False,         # score tokens by a probe and neighbours too, with labels
+                    probe_images=256,     # of each split, for that
+                    at_start=False,       # evaluate before the first step too
                     bug_compatible="")),  # a published bug, to compare: stego-extra-clusters
         profile=c(dict(steps=())),         # (first, last) steps to trace
         fs4=c(dict(
@@ -88,6 +93,22 @@ def default_config():
             kernel=c(dict(enabled=True, weight=0.1, radius=2, position_sigma=2.0,
                           colour_sigma=0.5, feature_sigma=0.7)),
             bootstrap=c(dict(every=0)),    # steps between re-fits of the centroids; 0: never
+        )),
+        dino=c(dict(
+            num_prototypes=4096, hidden=2048, bottleneck=256,
+            num_local=6, local_size=96, local_scale=(0.05, 0.4), solarize=0.2,
+            student_temperature=0.1,
+            warmup_teacher_temperature=0.04, teacher_temperature=0.07,
+            warmup_temperature_steps=0,
+            centering="sinkhorn",          # sinkhorn (DINOv2's) | center (DINO's)
+            sinkhorn_iters=3, center_momentum=0.9,
+            teacher_momentum=0.992,        # at the start; 1 at the end
+            freeze_last_layer_steps=0,
+            cls=c(dict(weight=1.0)),
+            patch_prototypes=4096,         # of the patches' own head; 0: they share the other
+            ibot=c(dict(weight=1.0, mask_ratio=(0.1, 0.5), mask_probability=0.5)),
+            dense=c(dict(weight=0.0, marginal_relaxation=1.0)),
+            koleo=c(dict(weight=0.1)),
         )),
     ))
 
@@ -117,7 +138,8 @@ def check_config(config):
         raise ConfigError(f"config.num_clusters is {config.num_clusters}; masks are 8-bit: at "
                           "most 255")
     choices = {"dtype": ("float32", "bfloat16"), "data.name": tuple(DATA_SETS),
-               "data.crops": ("random", "five"), "fs4.teacher": ("ema", "frozen")}
+               "data.crops": ("random", "five"), "fs4.teacher": ("ema", "frozen"),
+               "dino.centering": ("sinkhorn", "center")}
     flat = flatten(config)
     for key, allowed in choices.items():
         if flat[key] not in allowed:

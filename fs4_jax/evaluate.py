@@ -11,12 +11,12 @@ import jax
 
 import fs4_jax
 from fs4_jax import config as config_lib
-from fs4_jax.checkpoint import Checkpoints
 from fs4_jax.evaluation.protocols import find_protocol
 from fs4_jax.evaluation.report import write_report
 from fs4_jax.evaluator import Evaluator
 from fs4_jax.metrics import read_metrics
-from fs4_jax.run import checked_source, prepare
+from fs4_jax.run import checked_source, prepare, restore_inference
+from fs4_jax.token_probes import TokenProbes
 
 
 def write_scores(workdir, scores):
@@ -33,25 +33,12 @@ def summary(scores):
     """The lines printed at the end of a run."""
     lines = [f"{'':24s}  mIoU    accuracy   ({scores['split']}, {scores['num_images']} images, "
              f"protocol {scores['protocol']})",
-             f"{'this model':24s} {scores['miou']:5.1f} %   {scores['accuracy']:5.1f} %"]
-    titles = {"kmeans_tokens": "k-means on its tokens", "kmeans_rgb": "k-means on RGB"}
-    for name, floor in scores["floors"].items():
-        lines.append(f"{titles[name]:24s} {floor['miou']:5.1f} %   {floor['accuracy']:5.1f} %")
+             f"{scores['title']:24s} {scores['miou']:5.1f} %   {scores['accuracy']:5.1f} %"]
+    titles = {"kmeans_tokens": "k-means on its tokens", "kmeans_rgb": "k-means on RGB",
+              "linear": "linear probe, labelled", "knn": "neighbours, labelled"}
+    for name, score in {**scores["floors"], **scores.get("probes", {})}.items():
+        lines.append(f"{titles[name]:24s} {score['miou']:5.1f} %   {score['accuracy']:5.1f} %")
     return "\n".join(lines)
-
-
-def restore_inference(run, workdir):
-    """(parameters that predict, step) of a workdir's newest checkpoint.
-
-    Raises ConfigError where there is none.
-    """
-    with Checkpoints(workdir, writes=False) as checkpoints:
-        step = checkpoints.latest
-        if step is None:
-            raise config_lib.ConfigError(f"--workdir={workdir} holds no complete checkpoint: let "
-                                         "the training reach config.checkpoint.every steps")
-        state = checkpoints.restore(run.abstract_state())
-    return run.method.inference_params(state.params, state.teacher), step
 
 
 def evaluate_workdir(given, workdir):
@@ -65,8 +52,7 @@ def evaluate_workdir(given, workdir):
     source = checked_source(config, "eval")
     params, step = restore_inference(run, workdir)
     split = config.data.eval_images or "eval"
-    evaluator = Evaluator(run.method, source, config, run.mesh, split,
-                          train_source=probe_source(config))
+    evaluator = make_evaluator(run, source, split)
     result = evaluator.run(params, step, floors=config.eval.floors, progress=True,
                            pictures=config.eval.pictures, partial=partial_file(workdir))
     if result.scores is None:
@@ -76,10 +62,15 @@ def evaluate_workdir(given, workdir):
     return 0
 
 
-def probe_source(config):
-    """The labelled training split, where the protocol trains a probe on it; else None."""
-    trains = find_protocol(config.eval.protocol).clusters == "probe"
-    return checked_source(config, "train") if trains else None
+def make_evaluator(run, source, split, **options):
+    """The Evaluator of a run on a source, with the probes that config.eval asks for."""
+    config, train_source, probes = run.config, None, None
+    if config.eval.probes or find_protocol(config.eval.protocol).clusters == "probe":
+        train_source = checked_source(config, "train")
+    if config.eval.probes and train_source.num_classes and source.num_classes:
+        probes = TokenProbes(run.method, train_source, source, config, run.mesh)
+    return Evaluator(run.method, source, config, run.mesh, split, train_source=train_source,
+                     probes=probes, **options)
 
 
 def partial_file(workdir):

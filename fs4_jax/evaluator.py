@@ -18,7 +18,7 @@ from fs4_jax.data.pipeline import eval_batches
 from fs4_jax.evaluation.confusion import confusion_matrix
 from fs4_jax.evaluation.floors import closeness, fit_floor
 from fs4_jax.evaluation.geometry import ProtocolSource, Subset, resize
-from fs4_jax.evaluation.matching import read_matching
+from fs4_jax.evaluation.matching import mean_over_runs, read_matching
 from fs4_jax.evaluation.probe import apply_probe, fit_probe
 from fs4_jax.evaluation.protocols import evaluate_counts, find_protocol
 from fs4_jax.evaluation.readout import dense_ids, dense_probabilities, flip_averaged
@@ -47,14 +47,17 @@ class Evaluator:
       method: see `methods.base`. source: what is scored. config: ConfigDict; its eval.* and
         data.eval_size say how. mesh: where. split: its name in eval.json.
       train_source: labelled images for a protocol that trains a probe; None: there are none.
+      probes: a TokenProbes that is run too, its scores in eval.json; or None.
       on_unreadable: "raise" or "skip".
     """
 
-    def __init__(self, method, source, config, mesh, split, *, train_source=None,
+    def __init__(self, method, source, config, mesh, split, *, train_source=None, probes=None,
                  on_unreadable="raise"):
-        self.method, self.config, self.mesh, self.split = method, config, mesh, split
+        self.method, self.config, self.mesh = method, config, mesh
+        self.split, self.probes = split, probes
         # Without labels nothing is scored: the model is looked at as it is.
-        self.protocol = find_protocol(config.eval.protocol if source.num_classes else "hungarian")
+        as_it_is = "hungarian" if method.has_classes else "kmeans"
+        self.protocol = find_protocol(config.eval.protocol if source.num_classes else as_it_is)
         self.source, self.train_source = self._seen(source), train_source
         self.on_unreadable = on_unreadable
         self.num_clusters, self.num_classes = config.num_clusters, source.num_classes
@@ -88,6 +91,8 @@ class Evaluator:
         for name, reason in skipped:
             print(f"left out of the evaluation: {name}: {reason}", file=sys.stderr)
         scores = self._scores(tally, step) if self.num_classes else None
+        if scores and self.probes:
+            scores["probes"] = self.probes.run(params)
         if partial:
             partial.unlink(missing_ok=True)
         return Evaluation(scores, sorted(shown, key=lambda p: p.name), tally.clusters())
@@ -119,6 +124,10 @@ class Evaluator:
     # ---- what is seen ---------------------------------------------------------------------------
 
     def _check(self):
+        if self.protocol.clusters == "model" and not self.method.has_classes:
+            raise ConfigError(f"config.eval.protocol={self.protocol.name} scores a model's own "
+                              f"classes, and config.method={self.config.method} has none: set "
+                              "config.eval.protocol to kmeans, overcluster or linear-probe")
         if self.protocol.clusters == "probe" and not getattr(self.train_source, "num_classes", 0):
             raise ConfigError(f"config.eval.protocol={self.protocol.name} trains a linear probe "
                               "with labels of the training split, and there are none: give "
@@ -161,7 +170,8 @@ class Evaluator:
             seed = self.config.seed
             if floors:
                 fit = functools.partial(fit_floor, num_clusters=self.num_clusters, seed=seed)
-                fitted["kmeans_tokens"] = fit(tokens, spherical=True)
+                if self.method.has_classes:       # k-means on tokens is no floor of itself
+                    fitted["kmeans_tokens"] = fit(tokens, spherical=True)
                 fitted["kmeans_rgb"] = fit(pixels, spherical=False)
             if protocol.clusters == "kmeans":
                 number = protocol.num_clusters or self.num_clusters
@@ -259,7 +269,9 @@ class Evaluator:
             answer["ids"]["model"] = upsample_argmax(logits, size, shape)
         elif protocol.clusters == "model":
             answer["ids"]["model"] = upsample_argmax(out["logits"], size, shape)
-        return answer | self._looks(out["logits"], image)
+        shown = out["logits"] if self.method.has_classes else \
+            closeness(unit_length(out["patch_tokens"].astype(jnp.float32)), fitted["run0"])
+        return answer | self._looks(shown, image)
 
     def _classifier(self, params, fitted):
         if self.protocol.clusters == "probe":
@@ -323,6 +335,7 @@ class Evaluator:
         names, protocol = class_names(self.source), self.protocol
         iou = mean_over_runs([scores.per_class_iou for scores in runs])
         answer = {
+            "title": "this model" if self.method.has_classes else "k-means on its tokens",
             "protocol": protocol.name, "split": self.split, "num_images": len(tally.done),
             "step": int(step), "miou": float(np.mean([s.miou for s in runs])),
             "accuracy": float(np.mean([s.accuracy for s in runs])),
@@ -368,14 +381,6 @@ def class_names(source):
 def count_components(ids):
     """Connected regions (4-neighbours) of a label map int [h, w]: clutter has many."""
     return sum(scipy.ndimage.label(ids == k)[1] for k in np.unique(ids))
-
-
-def mean_over_runs(values):
-    """Mean of arrays [c] without NaN; NaN where every run has it."""
-    values = np.array(values)
-    there = ~np.isnan(values)
-    total = np.where(there, values, 0.0).sum(0)
-    return np.where(there.any(0), total / np.maximum(there.sum(0), 1), np.nan)
 
 
 def _arrays(batch, mesh):

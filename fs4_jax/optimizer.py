@@ -3,6 +3,7 @@
 import re
 
 import jax
+import jax.numpy as jnp
 import optax
 
 
@@ -10,6 +11,14 @@ def make_schedule(settings, total_steps):
     """Linear warm-up to the peak, then a cosine to zero at `total_steps`."""
     warmup = min(settings.warmup_steps, max(total_steps - 1, 0))
     return optax.warmup_cosine_decay_schedule(0.0, settings.learning_rate, warmup, total_steps)
+
+
+def decay_schedule(settings, total_steps):
+    """Weight decay along a half cosine from weight_decay to final_weight_decay (DINO's)."""
+    first, last = settings.weight_decay, settings.final_weight_decay
+    if last < 0:
+        return first
+    return lambda step: last + (first - last) * (1 + jnp.cos(jnp.pi * step / total_steps)) / 2
 
 
 def make_optimizer(settings, total_steps, depth):
@@ -37,7 +46,7 @@ def make_optimizer(settings, total_steps, depth):
         optax.clip_by_global_norm(settings.clip_norm) if settings.clip_norm > 0
         else optax.identity(),
         optax.scale_by_adam(b2=settings.beta2),
-        optax.add_decayed_weights(settings.weight_decay, mask=decayed),
+        optax.add_decayed_weights(decay_schedule(settings, total_steps), mask=decayed),
         optax.stateless(scaled),
         optax.scale_by_learning_rate(make_schedule(settings, total_steps)),
     )

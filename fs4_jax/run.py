@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fs4_jax.config import ConfigError, check_config
+from fs4_jax.checkpoint import Checkpoints
+from fs4_jax.config import ConfigError, check_config, recall_config
 from fs4_jax.data.pipeline import make_source, to_device, train_dataset
-from fs4_jax.data.views import ViewSettings
 from fs4_jax.methods import make_method
 from fs4_jax.models.vit import ViT, make_encoder
 from fs4_jax.models.weights import load_encoder
@@ -37,14 +37,17 @@ class Run:
         """(height, width) of the training crops."""
         return _pair(self.config.data.image_size)
 
+    @property
+    def make_views(self):
+        """What is made of an image for training; its `keys` are what a step reads."""
+        return self.method.make_views(self.config.data, self.image_size)
+
     def views(self, source, seed):
         """The training views of a source: a grain dataset of device arrays."""
         config = self.config
         dataset = train_dataset(
-            source, seed=seed, batch_size=config.batch_size,
-            view_settings=ViewSettings.from_config(config.data), image_size=self.image_size,
-            patch=self.method.encoder.patch, num_workers=config.data.num_workers,
-            process_index=jax.process_index(), process_count=jax.process_count())
+            source, self.make_views, seed=seed, batch_size=config.batch_size,
+            num_workers=config.data.num_workers, process_index=jax.process_index(), process_count=jax.process_count())
         return to_device(dataset, batch_sharding(self.mesh))
 
     def fit_batches(self, source, salt):
@@ -127,12 +130,63 @@ def remember_encoder(run, workdir):
     (pathlib.Path(workdir) / _ENCODER_FILE).write_text(json.dumps(fields, indent=2) + "\n")
 
 
+def restore_inference(run, workdir):
+    """(parameters that predict, step) of a workdir's newest checkpoint.
+
+    Raises ConfigError where there is none.
+    """
+    with Checkpoints(workdir, writes=False) as checkpoints:
+        step = checkpoints.latest
+        if step is None:
+            raise ConfigError(f"{workdir} holds no complete checkpoint: let the training there "
+                              "reach config.checkpoint.every steps")
+        state = checkpoints.restore(run.abstract_state())
+    return run.method.inference_params(state.params, state.teacher), step
+
+
+def encoder_of_workdir(workdir, *, dtype=jnp.float32, block=None, drop_path=0.0,
+                       expected_variant=None):
+    """The encoder that a run has trained, from its newest checkpoint.
+
+    Args:
+      workdir: of a training run of any method; what predicts there (the teacher) is taken.
+      dtype, block, drop_path, expected_variant: as for `models.load_encoder`.
+
+    Returns:
+      (model, params), as `models.load_encoder` does.
+
+    Raises:
+      ConfigError: no such run, no checkpoint, a block that its encoder did not train, another
+        variant than expected.
+    """
+    config = recall_config(workdir)
+    if expected_variant is not None and config.encoder.variant != expected_variant:
+        raise ConfigError(f"config.encoder.weights={workdir} has trained a "
+                          f"{config.encoder.variant}, but config.encoder.variant is "
+                          f"{expected_variant}: set --config.encoder.variant="
+                          f"{config.encoder.variant}")
+    config.mesh.data, config.mesh.fsdp = -1, 1      # of this machine, not of that training's
+    run = prepare(config, trained_in=workdir)
+    encoder = run.method.encoder
+    depth = encoder.block or encoder.depth
+    if block is not None and not 1 <= block <= depth:
+        raise ConfigError(f"config.encoder.block={block}: {workdir} has trained blocks 1 to "
+                          f"{depth}")
+    params = jax.device_get(restore_inference(run, workdir)[0]["encoder"])
+    unused = {f"blocks_{i}" for i in range(block or depth, depth)}
+    return (dataclasses.replace(encoder, dtype=dtype, block=block or encoder.block,
+                                drop_path=drop_path),
+            {name: value for name, value in params.items() if name not in unused})
+
+
 def _build_encoder(config):
     """(Linen module, trained parameters or None) that config.encoder asks for."""
     encoder = config.encoder
     options = dict(dtype=jnp.dtype(config.dtype), block=encoder.block or None,
                    drop_path=encoder.drop_path)
     try:
+        if encoder.weights and pathlib.Path(encoder.weights).is_dir():
+            return encoder_of_workdir(encoder.weights, expected_variant=encoder.variant, **options)
         if encoder.weights:
             return load_encoder(encoder.weights, expected_variant=encoder.variant, **options)
         return make_encoder(encoder.variant, image_size=config.data.image_size,

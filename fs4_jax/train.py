@@ -10,16 +10,13 @@ import jax
 
 from fs4_jax.checkpoint import Checkpoints
 from fs4_jax.config import remember_config
-from fs4_jax.evaluate import partial_file, probe_source, publish
-from fs4_jax.evaluator import Evaluator
+from fs4_jax.evaluate import make_evaluator, partial_file, publish
 from fs4_jax.metrics import MetricsWriter
 from fs4_jax.run import checked_source, prepare, remember_encoder
 from fs4_jax.train_step import restarted
 from fs4_jax.watch import Watch
 
 EXIT_INTERRUPTED = 75      # EX_TEMPFAIL: saved; the same command again goes on
-
-_BATCH_KEYS = ("view1", "view2", "correspondence", "valid")     # what the step reads
 
 
 def train(config, workdir):
@@ -45,9 +42,8 @@ def train(config, workdir):
     remember_encoder(run, workdir)
     # Images that were trained on may hold unreadable ones; a split of its own may not.
     own_split = bool(config.data.eval_images or config.data.root or not config.data.images)
-    evaluator = Evaluator(run.method, eval_source, config, run.mesh, "eval",
-                          train_source=probe_source(config),
-                          on_unreadable="raise" if own_split else "skip")
+    evaluator = make_evaluator(run, eval_source, "eval",
+                               on_unreadable="raise" if own_split else "skip")
     _describe(run, source, eval_source, workdir)
 
     with (Checkpoints(workdir, config.checkpoint.keep) as checkpoints,
@@ -56,12 +52,13 @@ def train(config, workdir):
         state, iterator = _start(run, source, checkpoints)
         first = int(state.step)
         writer.truncate_after(first)
-        step_fn = run.jit_step(state)
+        step_fn, batch_keys = run.jit_step(state), run.make_views.keys
         watch = Watch(config, source, writer, first)
 
         # ---- the loop: eval, save, next batch, step --------------------------------------------
         for step in range(first, config.total_steps):
-            if step > first and _due(step, config.eval.every):
+            if _due(step, config.eval.every) and step > first or \
+                    step == first == 0 and config.eval.at_start:
                 watch.flush()
                 _evaluate(run, evaluator, state, step, writer, floors=False)
             if stop.requested or (step > first and _due(step, config.checkpoint.every)):
@@ -81,7 +78,7 @@ def train(config, workdir):
             waited = time.perf_counter() - began
             with (jax.transfer_guard("disallow"),
                   jax.profiler.StepTraceAnnotation("train", step_num=step)):
-                state, metrics = step_fn(state, {key: batch[key] for key in _BATCH_KEYS})
+                state, metrics = step_fn(state, {key: batch[key] for key in batch_keys})
             watch.after(step, metrics, batch, waited)
 
         # ---- the end: last checkpoint, last evaluation, report ---------------------------------
@@ -122,8 +119,10 @@ def _start(run, source, checkpoints):
         state = checkpoints.restore(abstract, iterator)
         # Orbax restores the key with a sharding of its own, which the step would refuse.
         return jax.device_put(state, jax.tree.map(lambda x: x.sharding, abstract)), iterator
-    print("fitting the first centroids and prototypes to the encoder's own tokens ...", flush=True)
     state = run.create_state()
+    if run.method.has_classes:
+        print("fitting the first centroids and prototypes to the encoder's own tokens ...",
+              flush=True)
     shardings = jax.tree.map(lambda x: x.sharding, state)
     params, extra = run.method.fit(state.params, state.extra, run.fit_batches(source, 1),
                                    state.key)
@@ -155,6 +154,8 @@ def _evaluate(run, evaluator, state, step, writer, *, floors, pictures=0, partia
     row = {"components_per_image": result.clusters["components_per_image"]}
     if result.scores:
         row |= {"eval_miou": result.scores["miou"], "eval_accuracy": result.scores["accuracy"]}
+        row |= {f"{name}_miou": score["miou"]
+                for name, score in result.scores.get("probes", {}).items()}
     writer.write(step, row)
     return result
 
@@ -174,7 +175,7 @@ def _profile(config, workdir, step):
 def _describe(run, source, eval_source, workdir):
     config = run.config
     labels = f"{eval_source.num_classes} classes" if eval_source.num_classes else "no labels"
-    print(f"FS^4 on {len(source)} images; evaluation on {len(eval_source)} ({labels}); "
+    print(f"{run.method.title} on {len(source)} images; evaluation on {len(eval_source)} ({labels}); "
           f"K={config.num_clusters}\nencoder {config.encoder.variant} from "
           f"{config.encoder.weights or 'random weights'}"
           f"{', frozen' if config.encoder.frozen else ''}; {run.mesh.size} "

@@ -19,14 +19,15 @@ def make_train_step(method, optimizer):
         trained, frozen = split(state.params, method.frozen)
 
         def loss_fn(trained):
-            return method.loss({**trained, **frozen}, state.teacher, state.extra, batch, key)
+            return method.loss({**trained, **frozen}, state.teacher, state.extra, batch, key,
+                               state.step)
 
-        (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(trained)
+        (loss, (metrics, extra)), grads = jax.value_and_grad(loss_fn, has_aux=True)(trained)
         updates, opt_state = optimizer.update(grads, state.opt_state, trained)
         trained = optax.apply_updates(trained, updates)
         new = dataclasses.replace(
             state, step=state.step + 1, params={**trained, **frozen}, opt_state=opt_state,
-            teacher=method.update_teacher(state.teacher, trained, state.step))
+            extra=extra, teacher=method.update_teacher(state.teacher, trained, state.step))
         return new, metrics | {"loss": loss, "grad_norm": optax.tree.norm(grads)}
 
     return train_step

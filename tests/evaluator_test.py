@@ -16,7 +16,8 @@ from fs4_jax.config import ConfigError, default_config
 from fs4_jax.evaluation.per_image import PER_IMAGE
 from fs4_jax.evaluation.protocols import PROTOCOLS, evaluate_counts
 from fs4_jax.evaluation.upsample import upsample_maps
-from fs4_jax.evaluator import Evaluator, mean_over_runs
+from fs4_jax.evaluation.matching import mean_over_runs
+from fs4_jax.evaluator import Evaluator
 from fs4_jax.sharding import make_mesh
 
 PATCH, NUM_CLASSES = 4, 3

@@ -106,7 +106,7 @@ def first_loss(off=None):
     @jax.jit
     def run(key):
         params, extra = method.init(key, batch["view1"][:1])
-        loss, metrics = method.loss(params, params, extra, batch, key)
+        loss, (metrics, _) = method.loss(params, params, extra, batch, key, 0)
         return params, metrics | {"loss": loss}
 
     params, metrics = jax.device_get(run(jax.random.key(0)))

@@ -13,7 +13,7 @@ from absl import flags
 
 from fs4_jax.data.images import DataError, UnreadableImage
 from fs4_jax.data.sources import make_source as make_source     # who makes batches makes both
-from fs4_jax.data.views import resize_image, two_views
+from fs4_jax.data.views import resize_image
 from fs4_jax.evaluation.confusion import IGNORE_LABEL
 
 _ASPECTS = ((1, 2), (9, 16), (3, 4), (1, 1), (4, 3), (16, 9), (2, 1))     # height : width
@@ -23,9 +23,9 @@ _THREADS = 4          # that decode; Pillow lets go of Python's lock while it do
 
 # ---- training -----------------------------------------------------------------------------------
 
-def train_dataset(source, *, seed, batch_size, view_settings, image_size, patch, num_workers=0,
-                  process_index=0, process_count=1, prefetch=2):
-    """Endless shuffled batches of two views, as a grain IterDataset.
+def train_dataset(source, make_views, *, seed, batch_size, num_workers=0, process_index=0,
+                  process_count=1, prefetch=2):
+    """Endless shuffled batches of views, as a grain IterDataset.
 
     Every example is a function of (seed, its place in the order) and nothing else, so batches do
     not depend on the workers, and `process_count` processes together draw what one would. The
@@ -33,14 +33,16 @@ def train_dataset(source, *, seed, batch_size, view_settings, image_size, patch,
     next readable one, and reported. The iterator's state is one integer.
 
     Args:
-      source: see `make_source`. seed: int. batch_size: over all processes.
-      view_settings, image_size, patch: as for `two_views`.
+      source: see `make_source`.
+      make_views: (image uint8 [H, W, 3], np.random.Generator) -> dict of numpy arrays, and
+        `least_side`, the side below which an image should not be decoded: see `views.TwoViews`.
+      seed: int. batch_size: over all processes.
       num_workers: decoding processes; 0 decodes in threads.
       process_index, process_count: this process's share.
       prefetch: batches made ahead of their use (in each worker).
 
     Returns:
-      Batches of numpy arrays: what `two_views` returns, "index" int32 [b] of the image used and
+      Batches of numpy arrays: what `make_views` returns, "index" int32 [b] of the image used and
       "skipped" int32 [b], the unreadable one asked for, or -1.
     """
     if batch_size % process_count:
@@ -48,7 +50,7 @@ def train_dataset(source, *, seed, batch_size, view_settings, image_size, patch,
                         "processes")
     examples = grain.MapDataset.source(_Range(len(source))).seed(seed).shuffle().repeat(None)
     # Views are drawn before the split over processes: which images get which draws is global.
-    examples = examples.random_map(_MakeViews(source, view_settings, tuple(image_size), patch))
+    examples = examples.random_map(_MakeViews(source, make_views))
     return _Batches(examples, batch_size, process_index, process_count, num_workers, prefetch)
 
 
@@ -84,19 +86,15 @@ class _Range:
 
 
 class _MakeViews(grain.transforms.RandomMap):
-    """index -> two views, from the next readable image."""
+    """index -> views of the next readable image."""
 
-    def __init__(self, source, settings, image_size, patch):
-        self._source, self._settings = source, settings
-        self._image_size, self._patch = image_size, patch
-        # Of a large photograph, the smallest crops still have the views' resolution.
-        self._at_least = math.ceil(max(image_size) / math.sqrt(settings.least_share))
+    def __init__(self, source, make_views):
+        self._source, self._make_views = source, make_views
 
     def random_map(self, index, rng):
         i, image = self._readable(index)
         try:
-            views = two_views(image, rng, self._settings, image_size=self._image_size,
-                              patch=self._patch)
+            views = self._make_views(image, rng)
         except DataError as error:
             raise DataError(f"{self._source.example_name(i)}: {error}") from error
         return views | {"index": np.int32(i), "skipped": np.int32(-1 if i == index else index)}
@@ -104,7 +102,7 @@ class _MakeViews(grain.transforms.RandomMap):
     def _readable(self, index):
         for i in itertools.chain(range(index, len(self._source)), range(index)):
             try:
-                return i, _image(self._source, i, self._at_least)
+                return i, _image(self._source, i, self._make_views.least_side)
             except UnreadableImage as error:
                 reason = error
         raise DataError(f"none of the {len(self._source)} images can be read; the last: {reason}")

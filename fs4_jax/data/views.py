@@ -60,6 +60,26 @@ class ViewSettings:
         return cls(**{field.name: data[field.name] for field in dataclasses.fields(cls)})
 
 
+@dataclasses.dataclass(frozen=True)
+class TwoViews:
+    """`two_views` with its settings, as `data.pipeline.train_dataset` takes it.
+
+    image_size: (height, width). patch: token side.
+    """
+    settings: ViewSettings
+    image_size: tuple[int, int]
+    patch: int
+    keys = ("view1", "view2", "correspondence", "valid")       # what a step reads of a batch
+
+    @property
+    def least_side(self):
+        """Of a large photograph, the side at which the smallest crops keep the views' resolution."""
+        return math.ceil(max(self.image_size) / math.sqrt(self.settings.least_share))
+
+    def __call__(self, image, rng):
+        return two_views(image, rng, self.settings, image_size=self.image_size, patch=self.patch)
+
+
 def two_views(image, rng, settings, *, image_size, patch):
     """Two photometric draws; the second view shows a known part of the first.
 
@@ -83,20 +103,33 @@ def two_views(image, rng, settings, *, image_size, patch):
     if settings.crops == "five":
         box1 = _middle(five_crops(height, width)[rng.integers(5)], image_size[0] / image_size[1])
     else:
-        box1 = _draw_box(rng, (0.0, 0.0, height, width), settings.crop_scale,
+        box1 = draw_box(rng, (0.0, 0.0, height, width), settings.crop_scale,
                          image_size[0] / image_size[1])
-    box2 = _draw_box(rng, box1, settings.view2_scale, (box1[2] - box1[0]) / (box1[3] - box1[1]))
+    box2 = draw_box(rng, box1, settings.view2_scale, (box1[2] - box1[0]) / (box1[3] - box1[1]))
     flip1, flip2 = rng.random(2) < settings.flip
-    picture, origin = _around(image, box1, image_size)
-    views = [_photometric(_crop(picture, box - origin, flip, image_size), rng, settings)
+    picture, origin = part_around(image, box1, image_size)
+    views = [photometric(cut(picture, box - origin, flip, image_size), rng, settings)
              for box, flip in ((np.array(box1), flip1), (np.array(box2), flip2))]
-    rows = _correspond(box1[0::2], box2[0::2], False, False, image_size[0] // patch)
-    columns = _correspond(box1[1::2], box2[1::2], flip1, flip2, image_size[1] // patch)
+    return {"view1": views[0], "view2": views[1],
+            **correspondence(box1, box2, flip1, flip2, (image_size[0] // patch,
+                                                        image_size[1] // patch))}
+
+
+def correspondence(box1, box2, flip1, flip2, grid):
+    """Where the tokens of one view lie in another of the same image.
+
+    Args:
+      box1, box2: (top, left, bottom, right), what the views show of the image. flip1, flip2: bool,
+        whether they are mirrored. grid: (h, w) tokens of both.
+
+    Returns:
+      "correspondence" float32 [h, w, 2] and "valid" bool [h, w]: see `two_views`.
+    """
+    rows = _correspond_along(box1[0::2], box2[0::2], False, False, grid[0])
+    columns = _correspond_along(box1[1::2], box2[1::2], flip1, flip2, grid[1])
     place = np.stack(np.meshgrid(rows, columns, indexing="ij"), axis=-1)
-    grid = np.array([len(rows), len(columns)])
-    valid = ((place > -0.5) & (place < grid - 0.5)).all(-1)
-    return {"view1": views[0], "view2": views[1], "correspondence": place.astype(np.float32),
-            "valid": valid}
+    valid = ((place > -0.5) & (place < np.array(grid) - 0.5)).all(-1)
+    return {"correspondence": place.astype(np.float32), "valid": valid}
 
 
 def resize_image(image, size):
@@ -125,7 +158,7 @@ def _middle(box, aspect):
     return top, left, top + height, left + width
 
 
-def _draw_box(rng, box, scale, aspect):
+def draw_box(rng, box, scale, aspect):
     """A box (top, left, bottom, right) inside a box.
 
     Its share of the area is drawn from `scale`, its height : width from 3/4 to 4/3 times `aspect`;
@@ -142,7 +175,7 @@ def _draw_box(rng, box, scale, aspect):
     return top, left, min(top + height, bottom), min(left + width, right)
 
 
-def _around(image, box, image_size):
+def part_around(image, box, image_size):
     """(the part of an image that resizing a box reads, as a picture; where it begins, twice).
 
     To hand a whole image over to Pillow takes as long as a tenth of all the rest.
@@ -153,14 +186,14 @@ def _around(image, box, image_size):
     return Image.fromarray(image[top:bottom, left:right]), np.array([top, left, top, left])
 
 
-def _crop(picture, box, flip, image_size):
+def cut(picture, box, flip, image_size):
     top, left, bottom, right = box
     view = picture.resize(image_size[::-1], Image.BILINEAR, box=(left, top, right, bottom),
                           reducing_gap=2.0)
     return view.transpose(Image.FLIP_LEFT_RIGHT) if flip else view
 
 
-def _correspond(span1, span2, flip1, flip2, tokens):
+def _correspond_along(span1, span2, flip1, flip2, tokens):
     """Along one axis: view 2's token coordinates of view 1's token centres, [tokens]."""
     centre = (np.arange(tokens) + 0.5) / tokens
     centre = centre[::-1] if flip1 else centre
@@ -170,7 +203,7 @@ def _correspond(span1, span2, flip1, flip2, tokens):
     return inside * tokens - 0.5
 
 
-def _photometric(view, rng, settings):
+def photometric(view, rng, settings):
     """Blur, then one affine map of the colours: hue, saturation, contrast, brightness."""
     draw = rng.uniform(-1, 1, 4)
     chance_grey, chance_blur, radius = rng.random(3)

@@ -129,3 +129,11 @@ def read_matching(path):
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} holds no `matching`: give an eval.json, or what the score "
                          "command wrote with --json (not of a per-image protocol)") from error
+
+
+def mean_over_runs(values):
+    """Mean of arrays [c] without NaN; NaN where every run has it."""
+    values = np.array(values)
+    there = ~np.isnan(values)
+    total = np.where(there, values, 0.0).sum(0)
+    return np.where(there.any(0), total / np.maximum(there.sum(0), 1), np.nan)

@@ -58,6 +58,8 @@ _STEGO = dict(size=320, geometry="short", image_filter="nearest", flip_averaging
 
 PROTOCOLS = {protocol.name: protocol for protocol in (
     Protocol("hungarian", "this library's default: nothing cropped, nothing refined"),
+    Protocol("kmeans", "this library, for encoders: k-means on tokens, K clusters",
+             clusters="kmeans", runs=3),
     Protocol("stego27", "STEGO, HP, DepthG, EAGLE, SmooSeg, PPAP, CAUSE, PriMaPs",
              labels="COCO-Stuff-27, curated val", **_STEGO),
     Protocol("picie27", "PiCIE, FS^4 (it compares to PiCIE)", labels="COCO-Stuff-27, curated val",
@@ -133,7 +135,8 @@ def table():
         at = f"{p.scored_at} x {p.scored_at}" if p.scored_at else (
             "label size" if p.geometry != "short" else "the cropped label")
         clusters = {"model": "the model's", "probe": "linear probe (labels)",
-                    "kmeans": f"k-means of its tokens, K = {p.num_clusters}, mean of {p.runs}"}
+                    "kmeans": f"k-means of its tokens, K = {p.num_clusters or 'num_clusters'}, "
+                              f"mean of {p.runs}"}
         rows.append((f"`{p.name}`", p.labels, image, at, clusters[p.clusters], p.matching,
                      "yes" if p.flip_averaging else "no", "yes" if p.crf else "no", p.used_by))
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)

@@ -6,15 +6,23 @@ from typing import Any, Protocol
 class Method(Protocol):
     """A method; see `FS4` for the first of them.
 
-    frozen: the keys of `params` that are not trained ("encoder" or none).
+    encoder: the Linen module. title: as people write its name. frozen: the keys of `params` that
+    are not trained ("encoder" or none). has_classes: whether `predict` gives logits of
+    config.num_clusters classes; if not, it is looked at through k-means of its tokens.
     """
+    encoder: Any
+    title: str
     frozen: tuple[str, ...]
+    has_classes: bool
+
+    def make_views(self, data, image_size) -> Any:
+        """What `data.pipeline.train_dataset` makes of an image; data: config.data."""
 
     def init(self, key, images) -> tuple[Any, Any]:
         """(params, extra) for images of this shape; jitted by the caller."""
 
-    def loss(self, params, teacher, extra, batch, key) -> tuple[Any, dict]:
-        """(loss, metrics): float32 scalars; metrics "loss_*" are the terms of the loss."""
+    def loss(self, params, teacher, extra, batch, key, step) -> tuple[Any, tuple[dict, Any]]:
+        """(loss, (metrics, extra after the step)): float32 scalars; "loss_*" are its terms."""
 
     def update_teacher(self, teacher, trained, step) -> Any:
         """The teacher after a step."""
@@ -29,8 +37,8 @@ class Method(Protocol):
         """The parameters that predict."""
 
     def predict(self, params, images) -> dict:
-        """images uint8 [b, H, W, 3] -> "logits" [b, h, w, k], "embedding" [b, h, w, c],
-        "patch_tokens" [b, h, w, d]."""
+        """images uint8 [b, H, W, 3] -> "logits" [b, h, w, k] if it has classes, "embedding"
+        [b, h, w, c], "patch_tokens" [b, h, w, d]."""
 
     def classify(self, params, embedding) -> Any:
         """logits [..., k] of embeddings [..., c], wherever and however they were sampled."""

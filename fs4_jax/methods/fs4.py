@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fs4_jax.config import ConfigError
+from fs4_jax.data.views import TwoViews, ViewSettings
 from fs4_jax.losses.assignment import sample_at, swapped_prediction
 from fs4_jax.losses.kernel import kernel_loss
 from fs4_jax.losses.pyramid import cell_features, nearest_centroid, pyramid_loss
@@ -55,6 +56,11 @@ class FS4:
     settings: Any
     num_clusters: int
     frozen: tuple[str, ...]
+    title = "FS^4"
+    has_classes = True
+
+    def make_views(self, data, image_size):
+        return TwoViews(ViewSettings.from_config(data), image_size, self.encoder.patch)
 
     def init(self, key, images):
         key_encoder, key_head = jax.random.split(key)
@@ -72,7 +78,7 @@ class FS4:
         return self.encoder.apply({"params": params["encoder"]}, images, train=key is not None,
                                   rngs=rngs)
 
-    def loss(self, params, teacher, extra, batch, key):
+    def loss(self, params, teacher, extra, batch, key, step):
         key_path, key_tokens = jax.random.split(key)
         # Views interleaved, so that a device keeps the images it has: [2 b, H, W, 3].
         images = normalize_images(_interleave(batch["view1"], batch["view2"]))
@@ -92,7 +98,7 @@ class FS4:
             terms["kernel"] = self._kernel_loss(logits, images, taught["patch_tokens"])
         weighted = {name: self.settings[name].weight * term for name, term in terms.items()}
         metrics = {f"loss_{name}": term for name, term in terms.items()}
-        return sum(weighted.values()), metrics | telemetry(logits)
+        return sum(weighted.values()), (metrics | telemetry(logits), extra)
 
     def _head(self, params, encoded, images, pyramid=True):
         return self.head.apply({"params": params["head"]}, encoded["patch_tokens"], images, pyramid)

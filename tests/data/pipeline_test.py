@@ -10,7 +10,7 @@ from absl.testing import absltest, parameterized
 
 from fs4_jax.data.folder import DataError, FolderSource, UnreadableImage
 from fs4_jax.data.pipeline import eval_batches, eval_shape, to_device, train_dataset
-from fs4_jax.data.views import ViewSettings, resize_image
+from fs4_jax.data.views import TwoViews, ViewSettings, resize_image
 from tests.data.files import FolderCase, picture
 from tests.shared import shared_path
 
@@ -44,9 +44,11 @@ class MemorySource:
         return f"image{i}"
 
 
+VIEWS = TwoViews(ViewSettings(), (16, 24), 8)
+
+
 def batches_of(source, number, **options):
-    options = dict(seed=3, batch_size=4, view_settings=ViewSettings(), image_size=(16, 24),
-                   patch=8) | options
+    options = dict(make_views=VIEWS, seed=3, batch_size=4) | options
     iterator = iter(train_dataset(source, **options))
     taken = [next(iterator) for _ in range(number)]
     iterator.close()
@@ -106,8 +108,7 @@ class TrainDatasetTest(parameterized.TestCase):
             batches_of(MemorySource(), 1, process_count=3)
 
     def test_worker_processes_change_nothing_and_take_over_anywhere(self):
-        source, options = MemorySource(), dict(seed=3, batch_size=4, image_size=(16, 24), patch=8,
-                                               view_settings=ViewSettings())
+        source, options = MemorySource(), dict(make_views=VIEWS, seed=3, batch_size=4)
         expected = batches_of(source, 6)
         iterator = iter(train_dataset(source, num_workers=2, **options))
         assert_same([next(iterator) for _ in range(3)], expected[:3])
@@ -126,8 +127,7 @@ class TrainDatasetTest(parameterized.TestCase):
             expected[3]["index"])
 
     def test_the_iterators_state_is_complete(self):
-        dataset = train_dataset(MemorySource(), seed=0, batch_size=4, image_size=(16, 16),
-                                view_settings=ViewSettings(), patch=8)
+        dataset = train_dataset(MemorySource(), VIEWS, seed=0, batch_size=4)
         grain.experimental.assert_equal_output_after_checkpoint(
             grain.experimental.LimitIterDataset(dataset, 4))
 
@@ -152,8 +152,7 @@ class TrainDatasetTest(parameterized.TestCase):
 
     def test_after_an_error_the_batch_can_be_asked_for_again(self):
         source = MemorySource(4, broken=(0, 1, 2, 3))
-        iterator = iter(train_dataset(source, seed=3, batch_size=4, image_size=(16, 24), patch=8,
-                                      view_settings=ViewSettings()))
+        iterator = iter(train_dataset(source, VIEWS, seed=3, batch_size=4))
         with self.assertRaises(DataError):
             next(iterator)
         self.assertEqual(iterator.get_state(), {"next_example": 0})
@@ -189,8 +188,7 @@ class ToDeviceTest(parameterized.TestCase):
 
     def setUp(self):
         super().setUp()
-        self.options = dict(seed=3, batch_size=8, view_settings=ViewSettings(), image_size=(16, 16),
-                            patch=8)
+        self.options = dict(make_views=TwoViews(ViewSettings(), (16, 16), 8), seed=3, batch_size=8)
         devices = jax.devices()[:8 if len(jax.devices()) >= 8 else 1]
         mesh = jax.make_mesh((len(devices),), ("data",), (jax.sharding.AxisType.Auto,),
                              devices=devices)

@@ -18,7 +18,7 @@ from fs4_jax.data import build, prepare, stored
 from fs4_jax.data.images import DataError
 from fs4_jax.data.pipeline import train_dataset
 from fs4_jax.data.sources import make_source
-from fs4_jax.data.views import ViewSettings
+from fs4_jax.data.views import TwoViews, ViewSettings
 from tests.data.files import FolderCase
 from tests.data.trees import WRITERS, save_text, write_cocostuff
 from tests.shared import shared_path
@@ -99,9 +99,9 @@ class SameAsTheTreeTest(PrepareCase):
         prepare.prepare("cocostuff", root, self.out, say=self.said.append)
         batches = []
         for place, workers in ((root, 0), (self.out, 0), (self.out, 1)):
-            iterator = iter(train_dataset(read(place, "cocostuff", "27", "train"), seed=1,
-                                          batch_size=4, view_settings=ViewSettings(),
-                                          image_size=(32, 32), patch=16, num_workers=workers))
+            iterator = iter(train_dataset(read(place, "cocostuff", "27", "train"),
+                                          TwoViews(ViewSettings(), (32, 32), 16), seed=1,
+                                          batch_size=4, num_workers=workers))
             batches.append([next(iterator) for _ in range(2)])
             iterator.close()
         for other in batches[1:]:
