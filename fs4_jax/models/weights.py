@@ -20,7 +20,7 @@ from fs4_jax.models.encoder_files import (
     load_encoder,
     read_architecture,
 )
-from fs4_jax.models.position import POSITIONS
+from fs4_jax.models.position import RESIZES
 from fs4_jax.models.weight_files import WeightsError
 
 __all__ = ["FAMILIES", "Architecture", "WeightsError", "convert", "export_encoder",
@@ -98,7 +98,7 @@ def define_flags():
     flags.DEFINE_string("output", None, "File to write, .safetensors or .npz.")
     flags.DEFINE_enum("names", "official", NAMES, "Tensor names to write.")
     flags.DEFINE_enum(
-        "position", None, POSITIONS, "How positions are resized, where it should not be what the "
+        "position", None, RESIZES, "How positions are resized, where it should not be what the "
         "file's family does (a plain file can not tell MSN from DINO: give --position=bicubic).")
     flags.DEFINE_boolean(
         "allow_supervised", False, "Take a file with a classifier, whose encoder has seen labels.")

@@ -11,12 +11,20 @@ import unittest
 
 import fs4_jax  # noqa: F401  (sets an XLA flag before jax starts)
 import jax
+import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 from absl.testing import absltest, parameterized
 from PIL import Image
 
-from fs4_jax.models import export_encoder, load_encoder, normalize_images, read_architecture
+from fs4_jax.models import (
+    VARIANTS,
+    export_encoder,
+    load_encoder,
+    make_encoder,
+    normalize_images,
+    read_architecture,
+)
 from tests.shared import shared_path
 
 try:
@@ -276,6 +284,33 @@ class ParityTest(parameterized.TestCase):
         self.assertEqual(set(written), set(hub))
         for name, value in hub.items():
             np.testing.assert_array_equal(written[name], value, name)
+
+
+class LargeVariantsTest(parameterized.TestCase):
+
+    @parameterized.parameters(
+        ("L/16", 224, transformers.ViTConfig, {"layer_scale": None}),
+        ("g/14", 518, transformers.Dinov2Config, {"layer_scale": 1.0}),
+        ("S+/16", 224, transformers.DINOv3ViTConfig, {"layer_scale": 1.0, "num_registers": 4}),
+        ("H+/16", 224, transformers.DINOv3ViTConfig, {"layer_scale": 1.0, "num_registers": 4}))
+    def test_as_many_parameters(self, variant, size, kind, options):
+        width, depth, heads = VARIANTS[variant.split("/")[0]]
+        settings = {"use_swiglu_ffn": True, "intermediate_size": 4 * width}
+        if kind is transformers.DINOv3ViTConfig:
+            options["position"] = "rope"
+            # DINOv3's own code asks for a ratio of 6 and takes two thirds.
+            settings = {"use_gated_mlp": True, "intermediate_size": int(6 * width * 2 / 3),
+                        "num_register_tokens": 4, "key_bias": True}
+        with torch.device("meta"):
+            model = transformers.AutoModel.from_config(kind(
+                hidden_size=width, num_hidden_layers=depth, num_attention_heads=heads,
+                image_size=size, patch_size=int(variant[-2:]), **settings))
+        expected = sum(value.numel() for name, value in model.named_parameters()
+                       if "mask_token" not in name and "pooler" not in name)
+        ours = make_encoder(variant, image_size=size, **options)
+        images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+        shapes = jax.eval_shape(ours.init, jax.random.key(0), images)
+        self.assertEqual(sum(leaf.size for leaf in jax.tree.leaves(shapes)), expected)
 
 
 class RealWeightsTest(absltest.TestCase):
