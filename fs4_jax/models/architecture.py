@@ -181,6 +181,8 @@ def _family(listing, file, layer_scale, registers, tokens):
         return "dinov2"
     if "target_encoder" in words or "MSN head" in listing.dropped:
         return "msn"
+    if "decoder_pos_embed" in words:
+        return "mae"
     raw = listing.names.get(listing.naming.parts("pos_embed")[0])
     if raw and len(file.header[raw][0]) == 3 and tokens:
         fixed = _fixed_waves(file.read(raw)[0])

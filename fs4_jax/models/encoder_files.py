@@ -166,7 +166,7 @@ def export_encoder(params, path, *, model=None, num_heads=None, names="official"
 def _compare(arch, listing, file):
     """Lines on every tensor that is missing, extra, of another shape or not floating."""
     problems, known = [], set()
-    for official, shape in arch.shapes().items():
+    for official, shape in arch.shapes().items() if arch.depth else ():
         parts = listing.naming.parts(official)
         shape = (shape[0] // len(parts), *shape[1:])
         for name in parts:

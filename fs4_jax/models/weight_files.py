@@ -7,6 +7,7 @@ import importlib
 import os
 import pathlib
 import pickle
+import re
 import zipfile
 from collections.abc import Callable, Mapping
 
@@ -126,8 +127,15 @@ def _open_pickle(path, stack):
             f"--input={path} --output={target}") from error
     # The arguments of a training lie in many checkpoints; a Namespace holds data and runs nothing.
     with torch.serialization.safe_globals([argparse.Namespace]):
-        content = torch.load(path, map_location="cpu", weights_only=True,
-                             mmap=zipfile.is_zipfile(path))
+        try:
+            content = torch.load(path, map_location="cpu", weights_only=True,
+                                 mmap=zipfile.is_zipfile(path))
+        except pickle.UnpicklingError as error:     # torch's own text tells to load it all the same
+            found = re.search(r"Unsupported (?:global: GLOBAL|class) (\S+)", str(error))
+            raise WeightsError(
+                f"{path} holds Python objects besides tensors"
+                f"{f' ({found[1]})' if found else ''}, or is damaged; objects are not loaded, for "
+                f"they can run code: save its state dict alone") from error
     tensors = dict(_flatten(content, torch.Tensor))
     header = {name: (tuple(t.shape), str(t.dtype).removeprefix("torch."))
               for name, t in tensors.items()}
