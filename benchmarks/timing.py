@@ -13,3 +13,14 @@ def median(function, repeats, skip=1):
         function()
         times.append(time.perf_counter() - began)
     return float(np.median(times[skip:]))
+
+
+def median_of_each(functions, repeats, skip=1):
+    """Median seconds of each function's calls; the functions take turns, as `median` repeats."""
+    times = np.empty((skip + repeats, len(functions)))
+    for i in range(skip + repeats):
+        for j, function in enumerate(functions):
+            began = time.perf_counter()
+            function()
+            times[i, j] = time.perf_counter() - began
+    return np.median(times[skip:], axis=0).tolist()
