@@ -252,6 +252,7 @@ class ParityTest(parameterized.TestCase):
             loaded.append(load_encoder(path, position=position))
         self.assertEqual(read_architecture(self.folder / "own.pth").family, family)
         ours, params = loaded[-1]
+        self.assertEqual(ours.norm_epsilon, model.config.layer_norm_eps)
         for other, same in loaded[:-1]:
             self.assertEqual(other, ours)
             jax.tree.map(np.testing.assert_array_equal, same, params)

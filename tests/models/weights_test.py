@@ -164,6 +164,20 @@ class ReadTest(WeightsTestCase):
             load_encoder(path, block=3)
 
 
+    @parameterized.parameters((0, "moco-v3", 12), (1, "mae", 6))
+    def test_fixed_positions_tell_moco_v3_which_has_other_heads(self, first_axis, family, heads):
+        tensors = official_tensors(
+            np.random.default_rng(0), width=384, depth=1, layer_scale=False, hidden=4)
+        places = np.indices((4, 4)).reshape(2, 16, 1)
+        angles = [places[axis] / 10000 ** (np.arange(96) / 96) for axis in (first_axis,
+                                                                            1 - first_axis)]
+        waves = [wave(angle) for angle in angles for wave in (np.sin, np.cos)]
+        tensors["pos_embed"][0] = np.concatenate([np.zeros((1, 384)), np.concatenate(waves, 1)])
+        arch = read_architecture(self._save(tensors))
+        self.assertEqual((arch.family, arch.num_heads), (family, heads))
+        self.assertEqual(arch.position, "bicubic")
+
+
 class RefusalTest(WeightsTestCase):
     def test_lists_everything_at_once(self):
         tensors = dict(self.tensors)
