@@ -19,7 +19,7 @@ from absl import app, flags
 
 from benchmarks.timing import median_of_each
 from fs4_jax import models
-from fs4_jax.models import transformer
+from fs4_jax.models import block_ops, transformer
 
 _BATCH_SIZES = flags.DEFINE_list("batch_sizes", ["2", "8"], "Images a batch.")
 _MODELS = flags.DEFINE_list("models", ["S/16", "S/14"], "Which of S/16 and S/14.")
@@ -109,7 +109,7 @@ def parts(variant, batch_size):
          torch_mlp, (token, (4 * d, d), (4 * d,), (d, 4 * d), (d,))),
         ("layer norm", lambda x, a, b: norm.apply({"params": {"scale": a, "bias": b}}, x),
          lambda x, a, b: functional.layer_norm(x, (d,), a, b, 1e-6), (token, (d,), (d,))),
-        ("gelu", transformer.gelu, functional.gelu, (hidden,)),
+        ("gelu", block_ops.gelu, functional.gelu, (hidden,)),
         ("matmul d x 4d", lambda x, a: x @ a.T, functional.linear, (token, (4 * d, d))),
         ("matmul 4d x d", lambda x, a: x @ a.T, functional.linear, (hidden, (d, 4 * d))),
     )

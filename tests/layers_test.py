@@ -20,7 +20,7 @@ LAYERS = (
      "evaluation.readout", "evaluation.probe", "evaluation.knn", "evaluation.tally", "sharding", "optimizer",
      "metrics", "config"},
     # L1: models, losses, sources of images
-    {"models", "models.position", "models.transformer", "models.vit", "models.architecture",
+    {"models", "models.position", "models.block_ops", "models.transformer", "models.vit", "models.architecture",
      "models.weight_files", "models.weight_names", "models.encoder_files", "models.weights",
      "models.heads",
      "models.prototypes", "models.projection", "models.masking", "models.context_embedding", "losses", "losses.assignment", "losses.pyramid", "losses.distillation", "losses.kernel",

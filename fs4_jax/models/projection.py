@@ -4,7 +4,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from fs4_jax.models.prototypes import Prototypes
-from fs4_jax.models.transformer import gelu, weight_init
+from fs4_jax.models.block_ops import gelu
+from fs4_jax.models.transformer import weight_init
 
 
 class ProjectionHead(nn.Module):

@@ -5,8 +5,8 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
+from fs4_jax.models import block_ops
 from fs4_jax.models.position import rotate
 
 MLPS = ("gelu", "swiglu")
@@ -67,20 +67,31 @@ class Attention(nn.Module):
     def __call__(self, x, angles=None, details=False):
         b, n, d = x.shape
         dense = {"dtype": self.dtype, "kernel_init": weight_init}
-        qkv = nn.Dense(3 * d, **dense, name="qkv")(x)
+        qkv = Dense(3 * d, **dense, name="qkv")(x)
         told = {"keys": qkv[..., d:2 * d]} if details else {}
-        # One transposition up front is 10 % faster on CPU than einsums over [b,n,h,c].
-        q, k, v = qkv.reshape(b, n, 3, self.num_heads, -1).transpose(2, 0, 3, 1, 4)
+        q, k, v = qkv.reshape(b, n, 3, self.num_heads, -1).transpose(2, 3, 0, 1, 4)   # [h,b,n,c]
         if angles is not None:
             q, k = rotate(q, angles), rotate(k, angles)
         q = q * q.shape[-1] ** -0.5
-        scores = jnp.einsum("bhqc,bhkc->bhqk", q, k, preferred_element_type=jnp.float32)
-        weights = jax.nn.softmax(scores)
         if details:
-            told["attention"] = weights[:, :, 0]
-        y = jnp.einsum("bhqk,bhkc->bhqc", weights.astype(self.dtype), v)
-        y = y.transpose(0, 2, 1, 3).reshape(b, n, d)
-        return nn.Dense(d, **dense, name="proj")(y), told
+            scores = jnp.einsum("hbc,hbkc->bhk", q[:, :, 0], k, preferred_element_type=jnp.float32)
+            told["attention"] = jax.nn.softmax(scores)
+        y = block_ops.attention(q, k, v).transpose(1, 2, 0, 3).reshape(b, n, d)
+        return Dense(d, **dense, name="proj")(y), told
+
+
+class Dense(nn.Module):
+    """flax's nn.Dense with the gradient of `block_ops.dense`."""
+
+    features: int
+    dtype: Any
+    kernel_init: Any
+
+    @nn.compact
+    def __call__(self, x):
+        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
+        bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
+        return block_ops.dense(*(array.astype(self.dtype) for array in (x, kernel, bias)))
 
 
 class Mlp(nn.Module):
@@ -93,8 +104,8 @@ class Mlp(nn.Module):
     def __call__(self, x):
         d = x.shape[-1]
         dense = {"dtype": self.dtype, "kernel_init": weight_init}
-        y = nn.Dense(round(d * self.mlp_ratio), **dense, name="fc1")(x)
-        return nn.Dense(d, **dense, name="fc2")(gelu(y))
+        y = Dense(round(d * self.mlp_ratio), **dense, name="fc1")(x)
+        return Dense(d, **dense, name="fc2")(block_ops.gelu(y))
 
 
 class GatedMlp(nn.Module):
@@ -107,15 +118,6 @@ class GatedMlp(nn.Module):
     def __call__(self, x):
         d = x.shape[-1]
         dense = {"dtype": self.dtype, "kernel_init": weight_init}
-        gate, y = jnp.split(nn.Dense(2 * round(d * self.mlp_ratio), **dense, name="w12")(x), 2, -1)
+        gate, y = jnp.split(Dense(2 * round(d * self.mlp_ratio), **dense, name="w12")(x), 2, -1)
         gate = jax.nn.silu(gate.astype(jnp.float32)).astype(self.dtype)
-        return nn.Dense(d, **dense, name="w3")(gate * y)
-
-
-def gelu(x):
-    """x times the normal distribution function of x, in float32 inside; result in x's dtype.
-
-    On CPU a little faster than jax.nn.gelu(approximate=False), which goes through erfc.
-    """
-    y = x.astype(jnp.float32)
-    return (0.5 * y * (1 + jax.lax.erf(y * np.float32(np.sqrt(0.5))))).astype(x.dtype)
+        return Dense(d, **dense, name="w3")(gate * y)

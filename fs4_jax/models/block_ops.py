@@ -1,0 +1,123 @@
+"""What a block of a Vision Transformer computes, with gradients written by hand.
+
+jax's own gradients keep the [n,n] weights of attention and, on CPU, are compiled to copies and
+slow sums. Here a gradient keeps little more than its inputs, recomputes the rest, and has the form
+that XLA's matrix products on CPU take as it is (measured by benchmarks/encoder.py --parts). Reverse
+mode only: jax refuses forward mode (jvp) through them.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+# Products of bfloat16 are summed in float32, as their sums and softmax go on in it.
+_product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+
+
+@jax.custom_vjp
+def attention(q, k, v):
+    """softmax(q k^T) v, head by head; softmax in float32.
+
+    Memory is that of one head's scores on CPU, of all heads' elsewhere; none are kept for the
+    gradient, which computes them again from the softmax's denominators (as FlashAttention,
+    Dao et al. 2022, does).
+
+    Args:
+      q, k, v: [h,b,n,c], heads first; q is scaled already.
+
+    Returns:
+      [h,b,n,c] in v's dtype.
+    """
+    return _each_head(_attend, q, k, v)[0]
+
+
+def _attend(q, k, v):
+    """One head: [b,n,c] -> the answer [b,n,c], the log of the softmax's denominators [b,n,1]."""
+    scores = _product("bqc,bkc->bqk", q, k)
+    top = scores.max(-1, keepdims=True)
+    weights = jnp.exp(scores - top)
+    total = weights.sum(-1, keepdims=True)
+    y = _product("bqk,bkc->bqc", weights.astype(v.dtype), v) / total
+    return y.astype(v.dtype), top + jnp.log(total)
+
+
+def _attention_forward(q, k, v):
+    y, log_total = _each_head(_attend, q, k, v)
+    return y, (q, k, v, y, log_total)
+
+
+def _attention_backward(saved, dy):
+    return _each_head(_attend_backward, *saved, dy)
+
+
+def _attend_backward(q, k, v, y, log_total, dy):
+    weights = jnp.exp(_product("bqc,bkc->bqk", q, k) - log_total)
+    dv = _product("bqk,bqc->bkc", weights.astype(v.dtype), dy)
+    mean = _product("bqc,bqc->bq", dy, y)[..., None]
+    dscores = (weights * (_product("bqc,bkc->bqk", dy, v) - mean)).astype(q.dtype)
+    dq = _product("bqk,bkc->bqc", dscores, k)
+    dk = _product("bqk,bqc->bkc", dscores, q)
+    return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype)
+
+
+def _each_head(function, *arrays):
+    """Maps a function over heads; on CPU one after the other, so that scores stay in cache."""
+    return jax.lax.platform_dependent(
+        *arrays,
+        cpu=lambda *arrays: jax.lax.map(lambda head: function(*head), arrays),
+        default=jax.vmap(function),
+    )
+
+
+attention.defvjp(_attention_forward, _attention_backward)
+
+
+@jax.custom_vjp
+def dense(x, kernel, bias):
+    """x @ kernel + bias: [...,d], [d,e], [e] -> [...,e], all of one dtype."""
+    return x @ kernel + bias
+
+
+def _dense_forward(x, kernel, bias):
+    return dense(x, kernel, bias), (x, kernel)
+
+
+def _dense_backward(saved, dy):
+    x, kernel = saved
+    rows, drows = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
+    # x^T dy over b and n at once would have XLA on CPU transpose a copy of dy first.
+    dkernel = _product("me,md->ed", drows, rows).T
+    # On CPU a product is several times as fast as a sum over rows.
+    ones = jnp.ones(len(drows), drows.dtype)
+    dbias = _product("m,me->e", ones, drows, precision="highest")
+    return dy @ kernel.T, dkernel.astype(kernel.dtype), dbias.astype(kernel.dtype)
+
+
+dense.defvjp(_dense_forward, _dense_backward)
+
+
+@jax.custom_vjp
+def gelu(x):
+    """x times the normal distribution function of x, in float32 inside; result in x's dtype."""
+    y = x.astype(jnp.float32)
+    return (y * _normal_cdf(y)).astype(x.dtype)
+
+
+def _gelu_forward(x):
+    return gelu(x), x
+
+
+def _gelu_backward(x, dy):
+    y = x.astype(jnp.float32)
+    density = np.float32((2 * np.pi) ** -0.5) * jnp.exp(-0.5 * y * y)
+    return ((_normal_cdf(y) + y * density) * dy.astype(jnp.float32)).astype(x.dtype),
+
+
+def _normal_cdf(x):
+    # On CPU a little faster than through erfc, which jax.nn.gelu takes.
+    return 0.5 * (1 + jax.lax.erf(x * np.float32(0.5**0.5)))
+
+
+gelu.defvjp(_gelu_forward, _gelu_backward)
