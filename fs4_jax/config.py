@@ -57,7 +57,7 @@ def default_config():
             brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, grey=0.1, blur=0.3,
         )),
         encoder=c(dict(
-            variant="S/16",       # {mu,Ti,S,B,L}/{4,8,14,16}
+            variant="S/16",       # {mu,Ti,S,B,L,H,g,S+,H+}/{4,8,14,16}
             weights="",           # a file, or the workdir of a run (dino's); "": random weights
             frozen=False,
             block=0,              # tokens after this many blocks; 0: all
