@@ -35,7 +35,7 @@ LAYERS = (
     # L4: what runs
     {"run", "watch", "train", "evaluator", "token_probes", "evaluate", "errors"},
     # L5: commands
-    {"main", "predict", "evaluation.score", "data.prepare"},
+    {"main", "predict", "models.features", "evaluation.score", "data.prepare"},
 )
 LAYER_OF = {module: level for level, modules in enumerate(LAYERS) for module in modules}
 
