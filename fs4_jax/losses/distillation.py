@@ -78,6 +78,22 @@ def masked_token_loss(student, targets, valid, temperature):
     return jnp.sum(per_image) / jnp.maximum(jnp.sum(count > 0), 1)
 
 
+def regression_loss(predicted, target, limit=4.0):
+    """Mean squared error to targets [..., c] of mean 0 and deviation 1 over the batch.
+
+    Args:
+      predicted, target: float [..., c]. limit: farther values count as this many deviations.
+
+    Returns:
+      float32 scalar; 1 for a constant prediction.
+    """
+    places = tuple(range(target.ndim - 1))
+    target = target - jnp.mean(target, axis=places)
+    target = target / (jnp.std(target, axis=places) + 1e-3)
+    target = jax.lax.stop_gradient(jnp.clip(target, -limit, limit))
+    return jnp.mean(jnp.square(predicted - target))
+
+
 def koleo(features, epsilon=1e-8):
     r"""Spreads features: minus the mean log distance to the nearest other one (KoLeo).
 

@@ -4,10 +4,12 @@ A student sees global and local crops, its teacher (an average of it) the global
 predicts the teacher's assignment of the other global crops. As DINOv2 (Oquab et al. 2023) does,
 masked patches may predict the teacher's assignment of the same patches (iBOT), and features may be
 spread (KoLeo). Patches of one global crop may also predict those of the other, where both show the
-same place (SwAV's swapped prediction on patches, as FS^4 has it on pixels; our addition: what a
-dense task needs is learnt in a fraction of the steps):
+same place (SwAV's swapped prediction on patches, as FS^4 has it on pixels), and tell the texture of
+their place, seen or masked (MaskFeat, Wei et al. 2021, with structure tensors for HOG: a target
+that means something from the first step on, where a random teacher's does not). These two are our
+addition, for those who train on one machine and not on a hundred:
 
-    L = w_cls L_view + w_ibot L_masked + w_dense L_swapped + w_koleo L_koleo
+    L = w_cls L_view + w_ibot L_masked + w_dense L_swapped + w_texture L_texture + w_koleo L_koleo
 
 It has no classes of its own: FS^4 finds them, on top of what this trains.
 """
@@ -23,6 +25,7 @@ from fs4_jax.data.crops import MultiCrop
 from fs4_jax.data.views import ViewSettings
 from fs4_jax.losses import distillation
 from fs4_jax.losses.assignment import sample_at, swapped_prediction
+from fs4_jax.models.context_embedding import NUM_TEXTURE_CUES, texture_cues
 from fs4_jax.models.masking import blob_masks
 from fs4_jax.models.projection import ProjectionHead
 from fs4_jax.models.transformer import weight_init
@@ -73,6 +76,9 @@ class DINO:
         cls = jnp.zeros((1, self.encoder.width))
         head = {name: module.init(k, cls)["params"]
                 for (name, module), k in zip(self.heads.items(), keys[2:], strict=True)}
+        if self.settings.texture.weight > 0:
+            head["texture"] = {"kernel": jnp.zeros((self.encoder.width, NUM_TEXTURE_CUES)),
+                               "bias": jnp.zeros(NUM_TEXTURE_CUES)}
         if self.settings.ibot.weight > 0:
             head["mask_token"] = weight_init(keys[1], (self.encoder.width,))
         centres = {name: jnp.zeros(module.num_prototypes) for name, module in self.heads.items()}
@@ -99,6 +105,8 @@ class DINO:
                                                        centres, step)
         if self.settings.dense.weight > 0:
             terms["dense"] = self._dense_loss(params, teacher, student, taught, batch, step)
+        if self.settings.texture.weight > 0:
+            terms["texture"] = self._texture_loss(params, student, images)
         if self.settings.koleo.weight > 0:      # within each global crop, as in DINOv2
             crops = student["cls"].reshape(-1, 2, student["cls"].shape[-1])
             terms["koleo"] = sum(distillation.koleo(crops[:, i]) for i in range(2))
@@ -168,6 +176,11 @@ class DINO:
             num_iters=self.settings.sinkhorn_iters,
             marginal_relaxation=self.settings.dense.marginal_relaxation)
         return jnp.sum(losses) / jnp.maximum(jnp.sum(valid), 1)
+
+    def _texture_loss(self, params, student, images):
+        layer = params["head"]["texture"]
+        told = student["patch_tokens"].astype(jnp.float32) @ layer["kernel"] + layer["bias"]
+        return distillation.regression_loss(told, texture_cues(images, told.shape[1:3]))
 
     def _targets(self, cosines, centre, step, valid=None):
         """(targets of the teacher's cosines [n, k], the centre after them)."""

@@ -12,6 +12,9 @@ import numpy as np
 
 from fs4_jax.affinity import windowed_average
 
+_NUM_SCALES = 3
+NUM_TEXTURE_CUES = 1 + 4 * _NUM_SCALES
+
 
 class ContextEmbedding(nn.Module):
     """patch_tokens [b, h, w, d], images [b, H, W, 3] -> embedding float32 [b, h, w, width].
@@ -54,7 +57,7 @@ class ContextEmbedding(nn.Module):
         return jnp.concatenate([patch_tokens, appearance], axis=-1)
 
 
-def appearance_cues(images, grid, num_scales=3):
+def appearance_cues(images, grid, num_scales=_NUM_SCALES):
     """Low-level colour and texture of each token, float32 [b, h, w, 4 + 4 num_scales].
 
     Mean colour (3, ImageNet-normalised) and the log of the luminance's deviation; then at each
@@ -81,6 +84,11 @@ def appearance_cues(images, grid, num_scales=3):
         skew = _cell_mean(curve * jnp.abs(curve), grid) / (_cell_mean(curve ** 2, grid) + 1e-3)
         texture += [jnp.log(energy) - jnp.log(variance), (xx - yy) / energy, 2 * yx / energy, skew]
     return jnp.concatenate([colour, jnp.stack(texture, axis=-1)], axis=-1)
+
+
+def texture_cues(images, grid):
+    """`appearance_cues` without colour: float32 [b, h, w, NUM_TEXTURE_CUES]."""
+    return appearance_cues(images, grid)[..., 3:]
 
 
 def _central(x, axis, step):

@@ -84,6 +84,17 @@ class DistillationTest(parameterized.TestCase):
         np.testing.assert_allclose(np.asarray(balanced)[valid].sum(1), 1, rtol=1e-5)
         self.assertEqual(float(np.abs(balanced[~valid]).max()), 0)
 
+    def test_regression_to_standardised_targets(self):
+        target = 3 * noise(2, 8, 5, seed=2) + 1
+        flat_target = target.reshape(-1, 5)
+        unit = (flat_target - flat_target.mean(0)) / (flat_target.std(0) + 1e-3)
+        told = noise(2, 8, 5)
+        np.testing.assert_allclose(d.regression_loss(told, target),
+                                   np.mean((told.reshape(-1, 5) - unit) ** 2), **TOLERANCE)
+        np.testing.assert_allclose(d.regression_loss(0 * told, target), 1, rtol=1e-2)
+        target[0, 0, 0] = 1e6
+        self.assertLess(float(d.regression_loss(0 * told, target)), 2)
+
     def test_no_gradient_reaches_targets(self):
         cosines, centre = jnp.asarray(noise(5, 3)), jnp.zeros(3)
         for target in (lambda x: d.centred_targets(x, centre, 0.1),
