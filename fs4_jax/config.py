@@ -106,7 +106,8 @@ def default_config():
             freeze_last_layer_steps=0,
             cls=c(dict(weight=1.0)),
             patch_prototypes=4096,         # of the patches' own head; 0: they share the other
-            ibot=c(dict(weight=1.0, mask_ratio=(0.1, 0.5), mask_probability=0.5)),
+            mask=c(dict(ratio=(0.1, 0.5), probability=0.5)),       # of the student's global crops
+            ibot=c(dict(weight=1.0)),
             dense=c(dict(weight=0.0, marginal_relaxation=1.0)),
             texture=c(dict(weight=0.0)),
             koleo=c(dict(weight=0.1)),

@@ -14,6 +14,7 @@ from fs4_jax import config as config_lib
 from fs4_jax.evaluation.protocols import find_protocol
 from fs4_jax.evaluation.report import write_report
 from fs4_jax.evaluator import Evaluator
+from fs4_jax.methods import method_title
 from fs4_jax.metrics import read_metrics
 from fs4_jax.run import checked_source, prepare, restore_inference
 from fs4_jax.token_probes import TokenProbes
@@ -85,7 +86,7 @@ def publish(workdir, config, result):
         write_scores(workdir, result.scores)
         print(summary(result.scores))
     report = workdir / "report.html"
-    write_report(report, title=f"FS^4 in {workdir.name}", config=config.to_dict(),
+    write_report(report, title=f"{method_title(config)} in {workdir.name}", config=config.to_dict(),
                  history=read_metrics(workdir / "metrics.jsonl"), evaluation=result.scores,
                  pictures=result.pictures, clusters=result.clusters, environment=environment())
     print(f"report: {report}")

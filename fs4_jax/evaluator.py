@@ -347,9 +347,10 @@ class Evaluator:
             answer["bug_compatible"] = self.config.eval.bug_compatible
         if len(runs) > 1:
             answer["runs"] = [{"miou": s.miou, "accuracy": s.accuracy} for s in runs]
-        if protocol.clusters == "model" and not protocol.per_image:
+        shown = {"model": "model", "kmeans": "run0"}.get(protocol.clusters)    # in the pictures
+        if shown and not protocol.per_image and not protocol.num_clusters:
             answer["matching"] = runs[0].matching.tolist()
-            answer["confusion"] = tally.readouts["model"].counts.tolist()
+            answer["confusion"] = tally.readouts[shown].counts.tolist()
         return answer
 
     def _score_of(self, readout, floor):

@@ -78,7 +78,7 @@ class CheckConfigTest(parameterized.TestCase):
         ("data.label_set", "27", "is '27'; folder has none"),
         ("data.crops", "ten", "choose one of random, five"),
         ("fs4.teacher", "none", "choose one of ema, frozen"),
-        ("eval.protocol", "stego", "is 'stego'; choose one of hungarian, stego27, "),
+        ("eval.protocol", "stego", "is 'stego'; choose one of hungarian, kmeans, "),
         ("eval.bug_compatible", "all", "is 'all'; choose one of stego-extra-clusters"),
         ("profile.steps", (3,), "takes two numbers"),
         ("data.image_size", "big", "is 'big'; give pixels: one side, or"),

@@ -54,6 +54,7 @@ class Blocks:
 class Colour:
     """A method whose embedding is a token's mean colour; clusters are nearest in angle."""
     encoder = dataclasses.make_dataclass("Encoder", [("patch", int)])(PATCH)
+    has_classes = True
 
     def predict(self, params, images):
         b, h, w, _ = images.shape

@@ -15,13 +15,16 @@ import numpy as np
 from PIL import Image
 
 from fs4_jax import metrics
+from fs4_jax.config import flatten
 from fs4_jax.evaluation import pictures as paint
 from fs4_jax.evaluation import report_charts as charts
 from fs4_jax.evaluation.confusion import IGNORE_LABEL
 
 _PICTURE_SIDE = 520      # longest side of an embedded picture, pixels
 _MOST_ROWS = 48          # of clusters, in the heat map and in the legend
-FLOOR_NAMES = {"kmeans_tokens": "k-means on tokens", "kmeans_rgb": "k-means on colours"}
+_SCORES = ("eval_miou", "eval_accuracy", "linear_miou", "knn_miou")
+FLOOR_NAMES = {"kmeans_tokens": "k-means on tokens", "kmeans_rgb": "k-means on colours",
+               "linear": "linear probe, labelled", "knn": "neighbours, labelled"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,6 +151,8 @@ def _headline(evaluation):
         floors = {k: v for k, v in floors.items() if math.isfinite(v)}
         rows = [("this run", value, "ours", None)]
         rows += [(FLOOR_NAMES.get(k, k), v, "floor", None) for k, v in floors.items()]
+        rows += [(FLOOR_NAMES.get(k, k), metrics.number(v.get(name)), "floor", None)
+                 for k, v in (evaluation.get("probes") or {}).items()]
         top = 1.08 * max([1.0, *(r[1] for r in rows if math.isfinite(r[1]))])
         gain = ""
         if floors and math.isfinite(value):
@@ -308,7 +313,7 @@ def _curves(history, chart):
     terms = sorted({n for row in history for n in row if n.startswith("loss_")})
     body = [chart("loss", series("loss")),
             chart("terms of the loss", series(*terms)),
-            chart("score in %", series("eval_miou", "eval_accuracy", dots=True), zero=True),
+            chart("score in %", series(*_SCORES, dots=True), zero=True),
             chart("learning rate", series("learning_rate"), zero=True),
             chart("gradient norm", series("grad_norm"), zero=True)]
     return charts.section("Training", charts.grid(body))
@@ -377,19 +382,11 @@ def _timings(history, chart):
 
 
 def _config(config):
+    told = ((k, json.dumps(v, default=str, ensure_ascii=False)) for k, v in flatten(config).items())
     rows = "".join(f"<div><span>{html.escape(k)}</span> <b>{html.escape(v)}</b></div>"
-                   for k, v in _flat(config))
+                   for k, v in told)
     return charts.section("Config", f'<details class="card"><summary>{rows.count("<div>")} settings'
                     f'</summary><div class="config">{rows}</div></details>' if rows else "")
-
-
-def _flat(config, prefix=""):
-    """(dotted name, JSON text) of every leaf, as they are written on the command line."""
-    for name, value in config.items():
-        if isinstance(value, dict) and value:
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", json.dumps(value, default=str, ensure_ascii=False)
 
 
 def _environment(environment):

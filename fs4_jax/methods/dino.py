@@ -79,7 +79,7 @@ class DINO:
         if self.settings.texture.weight > 0:
             head["texture"] = {"kernel": jnp.zeros((self.encoder.width, NUM_TEXTURE_CUES)),
                                "bias": jnp.zeros(NUM_TEXTURE_CUES)}
-        if self.settings.ibot.weight > 0:
+        if self._masks_patches:
             head["mask_token"] = weight_init(keys[1], (self.encoder.width,))
         centres = {name: jnp.zeros(module.num_prototypes) for name, module in self.heads.items()}
         return {"encoder": encoder, "head": head}, {"centres": centres}
@@ -90,17 +90,17 @@ class DINO:
         images = normalize_images(batch["global"].reshape(-1, *batch["global"].shape[2:]))
         taught = jax.lax.stop_gradient(self._encode(teacher, images))
         masks, seen = None, {}
-        if self.settings.ibot.weight > 0:
-            ibot = self.settings.ibot
+        if self._masks_patches:
+            mask = self.settings.mask
             masks = blob_masks(key_mask, len(images), taught["patch_tokens"].shape[1:3],
-                               ratio=ibot.mask_ratio, probability=ibot.mask_probability)
+                               ratio=mask.ratio, probability=mask.probability)
             seen = {"masked": masks["masked"], "mask_token": params["head"]["mask_token"]}
         student = self._encode(params, images, key_global, **seen)
 
         terms, centres = {}, dict(extra["centres"])
         terms["cls"], centres["cls"] = self._view_loss(params, teacher, student, taught, batch,
                                                        key_local, centres["cls"], step)
-        if masks is not None:
+        if self.settings.ibot.weight > 0:
             terms["ibot"], centres = self._masked_loss(params, teacher, student, taught, masks,
                                                        centres, step)
         if self.settings.dense.weight > 0:
@@ -113,6 +113,10 @@ class DINO:
         loss = sum(self.settings[name].weight * term for name, term in terms.items())
         metrics = {f"loss_{name}": term for name, term in terms.items()}
         return loss, (metrics | _telemetry(taught), {"centres": centres})
+
+    @property
+    def _masks_patches(self):
+        return max(self.settings.ibot.weight, self.settings.texture.weight) > 0
 
     def _encode(self, params, images, key=None, **masked):
         rngs = {} if key is None else {"dropout": key}
