@@ -86,13 +86,10 @@ def _dense_forward(x, kernel, bias):
 
 def _dense_backward(saved, dy):
     x, kernel = saved
-    rows, drows = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
+    rows, drows = _rows(x), _rows(dy)
     # x^T dy over b and n at once would have XLA on CPU transpose a copy of dy first.
     dkernel = _product("me,md->ed", drows, rows).T
-    # On CPU a product is several times as fast as a sum over rows.
-    ones = jnp.ones(len(drows), drows.dtype)
-    dbias = _product("m,me->e", ones, drows, precision="highest")
-    return dy @ kernel.T, dkernel.astype(kernel.dtype), dbias.astype(kernel.dtype)
+    return dy @ kernel.T, dkernel.astype(kernel.dtype), _sum_rows(drows).astype(kernel.dtype)
 
 
 dense.defvjp(_dense_forward, _dense_backward)
@@ -121,3 +118,43 @@ def _normal_cdf(x):
 
 
 gelu.defvjp(_gelu_forward, _gelu_backward)
+
+
+@jax.custom_vjp
+def mlp(x, kernel1, bias1, kernel2, bias2):
+    """Two dense layers, GELU between: [...,d], [d,e], [e], [e,d], [d] -> [...,d], of one dtype.
+
+    The hidden layer is [e,m], channels first: with few channels in and many out, that is the
+    faster of the two products on CPU, as fast as MKL's.
+    """
+    return _mlp_forward(x, kernel1, bias1, kernel2, bias2)[0]
+
+
+def _mlp_forward(x, kernel1, bias1, kernel2, bias2):
+    hidden = jnp.einsum("de,md->em", kernel1, _rows(x)) + bias1[:, None]
+    y = jnp.einsum("em,ed->md", gelu(hidden), kernel2) + bias2
+    return y.reshape(x.shape), (x, kernel1, hidden, kernel2)
+
+
+def _mlp_backward(saved, dy):
+    x, kernel1, hidden, kernel2 = saved
+    dtype, drows = kernel1.dtype, _rows(dy)
+    activated, pull = jax.vjp(gelu, hidden)
+    dkernel2 = _product("em,md->ed", activated, drows)
+    dhidden, = pull(jnp.einsum("ed,md->em", kernel2, drows))
+    dkernel1 = _product("em,md->ed", dhidden, _rows(x)).T
+    dbias1 = dhidden.sum(1, dtype=jnp.float32)
+    dx = jnp.einsum("em,de->md", dhidden, kernel1).reshape(x.shape)
+    return dx, *(array.astype(dtype) for array in (dkernel1, dbias1, dkernel2, _sum_rows(drows)))
+
+
+mlp.defvjp(_mlp_forward, _mlp_backward)
+
+
+def _rows(x):
+    return x.reshape(-1, x.shape[-1])
+
+
+def _sum_rows(x):
+    """[m,e] -> float32 [e]; on CPU a product is several times as fast as a sum over rows."""
+    return _product("m,me->e", jnp.ones(len(x), x.dtype), x, precision="highest")

@@ -80,18 +80,26 @@ class Attention(nn.Module):
         return Dense(d, **dense, name="proj")(y), told
 
 
-class Dense(nn.Module):
-    """flax's nn.Dense with the gradient of `block_ops.dense`."""
+class Weights(nn.Module):
+    """Kernel [d,features] and bias [features] of a dense layer, under nn.Dense's names."""
 
     features: int
     dtype: Any
     kernel_init: Any
 
     @nn.compact
-    def __call__(self, x):
-        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
+    def __call__(self, d):
+        kernel = self.param("kernel", self.kernel_init, (d, self.features))
         bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
-        return block_ops.dense(*(array.astype(self.dtype) for array in (x, kernel, bias)))
+        return kernel.astype(self.dtype), bias.astype(self.dtype)
+
+
+class Dense(Weights):
+    """flax's nn.Dense with the gradient of `block_ops.dense`."""
+
+    @nn.compact
+    def __call__(self, x):
+        return block_ops.dense(x.astype(self.dtype), *super().__call__(x.shape[-1]))
 
 
 class Mlp(nn.Module):
@@ -102,10 +110,10 @@ class Mlp(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        d = x.shape[-1]
+        d, hidden = x.shape[-1], round(x.shape[-1] * self.mlp_ratio)
         dense = {"dtype": self.dtype, "kernel_init": weight_init}
-        y = Dense(round(d * self.mlp_ratio), **dense, name="fc1")(x)
-        return Dense(d, **dense, name="fc2")(block_ops.gelu(y))
+        return block_ops.mlp(x.astype(self.dtype), *Weights(hidden, **dense, name="fc1")(d),
+                             *Weights(d, **dense, name="fc2")(hidden))
 
 
 class GatedMlp(nn.Module):

@@ -23,6 +23,8 @@ OPERATIONS = {
     "attention": (block_ops.attention, numpy_attention, [(2, 3, 7, 4)] * 3),
     "dense": (block_ops.dense, lambda x, w, b: x @ w + b, [(2, 5, 4), (4, 6), (6,)]),
     "gelu": (block_ops.gelu, numpy_gelu, [(3, 5)]),
+    "mlp": (block_ops.mlp, lambda x, w, b, v, c: numpy_gelu(x @ w + b) @ v + c,
+            [(2, 3, 4), (4, 6), (6,), (6, 4), (4,)]),
 }
 NAMES = tuple((name, name) for name in OPERATIONS)
 
