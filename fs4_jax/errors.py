@@ -5,7 +5,7 @@ import sys
 
 from fs4_jax.config import ConfigError
 from fs4_jax.data.folder import DataError, UnreadableImage
-from fs4_jax.models.weights import WeightsError
+from fs4_jax.models.weight_files import WeightsError
 
 EXPLAINED = (ConfigError, DataError, UnreadableImage, WeightsError)
 

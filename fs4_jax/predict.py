@@ -70,8 +70,8 @@ def predict(workdir, images, out, *, batch_size=8):
     config.mesh.data, config.mesh.fsdp = -1, 1      # of this machine, not of the training's
     run = prepare(config, trained_in=workdir)
     if not run.method.has_classes:
-        raise ConfigError(f"--workdir={workdir} holds an encoder ({run.method.title}), which has no "
-                          "classes: train FS^4 on top of it with --config=configs/folder.py "
+        raise ConfigError(f"--workdir={workdir} holds an encoder ({run.method.title}), which has "
+                          "no classes: train FS^4 on top of it with --config=configs/folder.py "
                           f"--config.encoder.weights={workdir}, and predict with that")
     params, step = restore_inference(run, workdir)
     ids, names, meaning = _classes(workdir, config.num_clusters)

@@ -15,7 +15,7 @@ from fs4_jax.config import ConfigError, check_config, recall_config
 from fs4_jax.data.pipeline import make_source, to_device, train_dataset
 from fs4_jax.methods import make_method
 from fs4_jax.models.vit import ViT, make_encoder
-from fs4_jax.models.weights import load_encoder
+from fs4_jax.models.encoder_files import load_encoder
 from fs4_jax.optimizer import make_optimizer
 from fs4_jax.sharding import batch_sharding, check_batch, make_mesh, replicated, tree_sharding
 from fs4_jax.train_step import init_state, make_train_step
@@ -47,7 +47,8 @@ class Run:
         config = self.config
         dataset = train_dataset(
             source, self.make_views, seed=seed, batch_size=config.batch_size,
-            num_workers=config.data.num_workers, process_index=jax.process_index(), process_count=jax.process_count())
+            num_workers=config.data.num_workers, process_index=jax.process_index(),
+            process_count=jax.process_count())
         return to_device(dataset, batch_sharding(self.mesh))
 
     def fit_batches(self, source, salt):

@@ -55,7 +55,8 @@ class TokenProbes:
             votes = knn_scores(tokens.reshape(-1, tokens.shape[-1]), bank, bank_labels,
                                num_classes=self.num_classes,
                                num_neighbours=min(20, len(bank)))
-            logits = {"linear": apply_probe(probe, (tokens - mean) / std), "knn": votes.reshape(*shape, -1)}
+            logits = {"linear": apply_probe(probe, (tokens - mean) / std),
+                      "knn": votes.reshape(*shape, -1)}
             for name, value in logits.items():
                 counts[name].add(np.asarray(self._count(value, batch["label"], batch["size"])))
         scores = {name: evaluate_counts(c.counts, "identity")

@@ -175,8 +175,8 @@ def _profile(config, workdir, step):
 def _describe(run, source, eval_source, workdir):
     config = run.config
     labels = f"{eval_source.num_classes} classes" if eval_source.num_classes else "no labels"
-    print(f"{run.method.title} on {len(source)} images; evaluation on {len(eval_source)} ({labels}); "
-          f"K={config.num_clusters}\nencoder {config.encoder.variant} from "
+    print(f"{run.method.title} on {len(source)} images; evaluation on {len(eval_source)} "
+          f"({labels}); K={config.num_clusters}\nencoder {config.encoder.variant} from "
           f"{config.encoder.weights or 'random weights'}"
           f"{', frozen' if config.encoder.frozen else ''}; {run.mesh.size} "
           f"{jax.devices()[0].platform} device(s); workdir {workdir}", flush=True)

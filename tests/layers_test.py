@@ -17,13 +17,14 @@ LAYERS = (
      "affinity.windowed", "affinity.permutohedral", "affinity.crf", "evaluation",
      "evaluation.confusion", "evaluation.matching", "evaluation.per_image", "evaluation.objects",
      "evaluation.protocols", "evaluation.upsample", "evaluation.floors", "evaluation.geometry",
-     "evaluation.readout", "evaluation.probe", "evaluation.knn", "evaluation.tally", "sharding", "optimizer",
-     "metrics", "config"},
+     "evaluation.readout", "evaluation.probe", "evaluation.knn", "evaluation.tally", "sharding",
+     "optimizer", "metrics", "config"},
     # L1: models, losses, sources of images
-    {"models", "models.position", "models.block_ops", "models.transformer", "models.vit", "models.architecture",
-     "models.weight_files", "models.weight_names", "models.encoder_files", "models.weights",
-     "models.heads",
-     "models.prototypes", "models.projection", "models.masking", "models.context_embedding", "losses", "losses.assignment", "losses.pyramid", "losses.distillation", "losses.kernel",
+    {"models", "models.position", "models.block_ops", "models.transformer", "models.vit",
+     "models.architecture", "models.weight_files", "models.weight_names", "models.encoder_files",
+     "models.heads", "models.prototypes", "models.projection", "models.masking",
+     "models.context_embedding", "losses", "losses.assignment", "losses.pyramid",
+     "losses.distillation", "losses.kernel",
      "data", "data.images", "data.folder", "data.stored", "data.cocostuff", "data.voc",
      "data.scribblesup", "data.cityscapes", "data.potsdam", "data.camvid", "data.scenes",
      "data.views", "data.crops", "data.scribbles", "state"},
@@ -35,7 +36,7 @@ LAYERS = (
     # L4: what runs
     {"run", "watch", "train", "evaluator", "token_probes", "evaluate", "errors"},
     # L5: commands
-    {"main", "predict", "models.features", "evaluation.score", "data.prepare"},
+    {"main", "predict", "models.features", "models.weights", "evaluation.score", "data.prepare"},
 )
 LAYER_OF = {module: level for level, modules in enumerate(LAYERS) for module in modules}
 

@@ -10,6 +10,7 @@ from absl.testing import absltest
 
 from fs4_jax import evaluate, predict, train
 from fs4_jax.config import ConfigError
+from fs4_jax.models import load_encoder, weights
 from fs4_jax.run import encoder_of_workdir, prepare
 from tests.train_test import quietly, restored, tiny_config, write_folder
 
@@ -74,6 +75,14 @@ class PretrainTest(absltest.TestCase):
         more = pretrain_config(**{"encoder.weights": str(after), "total_steps": 1})
         jax.tree.map(np.testing.assert_array_equal, jax.device_get(prepare(more).encoder_params),
                      moved)
+
+    def test_it_is_written_under_official_names(self):
+        path = pathlib.Path(self.folder.name, "own.safetensors")
+        weights.convert(self.workdir, path)
+        model, params = load_encoder(path, expected_variant="mu/8")
+        teacher = restored(pretrain_config(), self.workdir)[4]["encoder"]
+        jax.tree.map(np.testing.assert_array_equal, jax.device_get(params), teacher)
+        self.assertEqual(model, encoder_of_workdir(self.workdir)[0])
 
     def test_a_middle_block_of_it(self):
         model, params = encoder_of_workdir(self.workdir, block=2)

@@ -53,7 +53,7 @@ class MultiCrop:
 
     @property
     def least_side(self):
-        """Of a large photograph, the side at which the smallest crops keep the views' resolution."""
+        """Of a photograph, the side at which the smallest crops keep the views' resolution."""
         sides = [max(self.image_size) / math.sqrt(self.settings.crop_scale[0])]
         if self.num_local:
             sides.append(max(self.local_size) / math.sqrt(self.local_scale[0]))
@@ -76,8 +76,9 @@ class MultiCrop:
         grid = tuple(side // self.patch for side in self.image_size)
         example = {"global": np.stack(views), **correspondence(*boxes, *flips, grid)}
         if self.num_local:
-            example["local"] = np.stack([self._view(image, rng, self.local_size, self.local_scale)[0]
-                                         for _ in range(self.num_local)])
+            local = [self._view(image, rng, self.local_size, self.local_scale)[0]
+                     for _ in range(self.num_local)]
+            example["local"] = np.stack(local)
         return example
 
     def _view(self, image, rng, size, scale):

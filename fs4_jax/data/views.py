@@ -73,7 +73,7 @@ class TwoViews:
 
     @property
     def least_side(self):
-        """Of a large photograph, the side at which the smallest crops keep the views' resolution."""
+        """Of a photograph, the side at which the smallest crops keep the views' resolution."""
         return math.ceil(max(self.image_size) / math.sqrt(self.settings.least_share))
 
     def __call__(self, image, rng):

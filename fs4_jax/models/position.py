@@ -84,7 +84,8 @@ def rotate(x, angles):
     """Turns the last tokens of x, those that have angles; in float32, result in x's dtype.
 
     Args:
-      x: [b,heads,n,c] or [heads,b,n,c], queries or keys. angles: float32 [m,c], m <= n, from `rope_angles`.
+      x: [b,heads,n,c] or [heads,b,n,c], queries or keys.
+      angles: float32 [m,c], m <= n, from `rope_angles`.
     """
     still = x.shape[2] - len(angles)        # class token and registers
     cos = np.concatenate([np.ones((still, angles.shape[1]), np.float32), np.cos(angles)])

@@ -3,28 +3,22 @@
 Reads what `load_encoder` reads (.safetensors, .npz and, where torch is installed, .pth and .pt of
 DINO, iBOT, MAE, MoCo-v3, MSN, DINOv2 and DINOv3), says what it found and writes the encoder alone:
 float32 .safetensors or .npz, with its architecture and its origin in the metadata. With
-`--names=huggingface` under the names that transformers loads.
+`--names=huggingface` under the names that transformers loads. `--input=WORKDIR` takes the encoder
+that a run has trained.
 """
 
+import dataclasses
 import hashlib
 import pathlib
 import sys
 
 from absl import app, flags
 
-from fs4_jax.models.architecture import FAMILIES, Architecture
-from fs4_jax.models.encoder_files import (
-    NAMES,
-    export_encoder,
-    find_encoder,
-    load_encoder,
-    read_architecture,
-)
+from fs4_jax.config import ConfigError
+from fs4_jax.models.encoder_files import NAMES, export_encoder, find_encoder
 from fs4_jax.models.position import RESIZES
 from fs4_jax.models.weight_files import WeightsError
-
-__all__ = ["FAMILIES", "Architecture", "WeightsError", "convert", "export_encoder",
-           "load_encoder", "read_architecture"]
+from fs4_jax.run import encoder_of_workdir
 
 
 def main(argv):
@@ -36,7 +30,7 @@ def main(argv):
         for line in convert(args.input, args.output, names=args.names, position=args.position,
                             allow_supervised=args.allow_supervised):
             print(line)
-    except WeightsError as error:
+    except (WeightsError, ConfigError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
 
@@ -45,7 +39,7 @@ def convert(source, target, *, names="official", position=None, allow_supervised
     """Reads an encoder in any of the known forms and writes it in one.
 
     Args:
-      source, target: files; target .safetensors or .npz, replaced if there.
+      source: file, or the workdir of a run. target: .safetensors or .npz, replaced if there.
       names: "official" or "huggingface". position, allow_supervised: as in `load_encoder`.
 
     Returns:
@@ -53,6 +47,7 @@ def convert(source, target, *, names="official", position=None, allow_supervised
 
     Raises:
       WeightsError: as `load_encoder`; source and target are one file.
+      ConfigError: a workdir without a checkpoint.
     """
     source, target = pathlib.Path(source), pathlib.Path(target)
     if source.resolve() == target.resolve():
@@ -61,6 +56,8 @@ def convert(source, target, *, names="official", position=None, allow_supervised
         raise WeightsError(f"--output={target}: there is no folder {target.resolve().parent}")
     if target.suffix not in (".safetensors", ".npz"):
         raise WeightsError(f"--output={target}: weights are written as .safetensors or .npz")
+    if source.is_dir():
+        return _convert_workdir(source, target, names)
     with find_encoder(source, position=position, allow_supervised=allow_supervised) as found:
         lines = _report(found)
         params = found.params(found.architecture.depth)
@@ -71,6 +68,15 @@ def convert(source, target, *, names="official", position=None, allow_supervised
     export_encoder(params, target, model=arch.model(), names=names, family=arch.family, metadata={
         "family": family, "source": source.name, "source_sha256": digest})
     return [*lines, f"wrote {target} ({names} names, float32)"]
+
+
+def _convert_workdir(workdir, target, names):
+    model, params = encoder_of_workdir(workdir)
+    blocks = model.block or model.depth
+    export_encoder(params, target, model=dataclasses.replace(model, depth=blocks, block=None),
+                   names=names, metadata={"source": workdir.resolve().name})
+    return [f"{workdir}: the encoder of its newest checkpoint, width {model.width}, {blocks} "
+            f"blocks, patch {model.patch}", f"wrote {target} ({names} names, float32)"]
 
 
 def _report(found):
@@ -94,7 +100,7 @@ def _report(found):
 
 def define_flags():
     """The command's own: several commands may be imported into one process."""
-    flags.DEFINE_string("input", None, "File of weights to read.")
+    flags.DEFINE_string("input", None, "File of weights to read, or the workdir of a run.")
     flags.DEFINE_string("output", None, "File to write, .safetensors or .npz.")
     flags.DEFINE_enum("names", "official", NAMES, "Tensor names to write.")
     flags.DEFINE_enum(

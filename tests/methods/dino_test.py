@@ -124,7 +124,8 @@ class DinoStepTest(parameterized.TestCase):
 
     @parameterized.parameters(
         ({"dino.ibot.weight": 0.0, "dino.dense.weight": 0.0}, ("cls", "koleo", "texture")),
-        ({"dino.koleo.weight": 0.0, "dino.patch_prototypes": 0}, ("cls", "dense", "ibot", "texture")))
+        ({"dino.koleo.weight": 0.0, "dino.patch_prototypes": 0},
+         ("cls", "dense", "ibot", "texture")))
     def test_terms_can_be_left_out(self, changes, terms):
         method = prepare(small_config(**changes)).method
         batch = random_batch()
