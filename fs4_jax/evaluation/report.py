@@ -334,6 +334,9 @@ def _telemetry(history, chart, clusters, num_clusters, config):
               zero=True),
         chart("share of the largest cluster (%)", [charts.Series("largest", *share, 1)],
               zero=True, unit=" %"),
+        chart("spread of unit tokens (0: all alike)", [
+            charts.Series(name, *metrics.column(history, f"{name}_spread"), i)
+            for i, name in enumerate(("cls", "patch"))], zero=True),
         chart("connected pieces in an image (clutter)", [charts.Series("pieces", *pieces, 3)],
               zero=True)])
     level, text = diagnose(history, num_clusters, clusters, config)

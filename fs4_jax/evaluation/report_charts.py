@@ -330,9 +330,9 @@ small{font-size:12.5px;color:var(--muted)}
  gap:7px 40px}.cluster{display:grid;grid-template-columns:22px 10px minmax(0,1.3fr) 1fr 54px;
  align-items:center;gap:10px;font-size:13.5px}.swatch{width:22px;height:22px;border-radius:5px;
  border:1px solid var(--line)}.dot{width:10px;height:10px;border-radius:50%}
-.charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,400px),1fr));gap:16px;
+.charts{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,400px),1fr));gap:16px;
  margin-top:12px}.three{
- grid-template-columns:repeat(auto-fit,minmax(min(100%,350px),1fr))}
+ grid-template-columns:repeat(auto-fill,minmax(min(100%,350px),1fr))}
 .chart{margin:0;padding:14px 16px 8px;container-type:inline-size}
 @container(max-width:360px){.chart text{font-size:14px}}
 @container(min-width:460px){.chart text{font-size:10.5px}.chart .line{stroke-width:1.8}}
