@@ -14,7 +14,6 @@ from fs4_jax import config as config_lib
 from fs4_jax.evaluation.protocols import find_protocol
 from fs4_jax.evaluation.report import write_report
 from fs4_jax.evaluator import Evaluator
-from fs4_jax.methods import method_title
 from fs4_jax.metrics import read_metrics
 from fs4_jax.run import checked_source, prepare, restore_inference
 from fs4_jax.token_probes import TokenProbes
@@ -59,7 +58,7 @@ def evaluate_workdir(given, workdir):
     if result.scores is None:
         raise config_lib.ConfigError("nothing to score: give --config.data.eval_images=DIR and "
                                      "--config.data.eval_labels=DIR")
-    publish(workdir, config, result)
+    publish(workdir, run, result)
     return 0
 
 
@@ -79,14 +78,14 @@ def partial_file(workdir):
     return pathlib.Path(workdir) / "eval.partial.npz"
 
 
-def publish(workdir, config, result):
+def publish(workdir, run, result):
     """Writes eval.json and report.html of an Evaluation, prints the closing lines."""
     workdir = pathlib.Path(workdir)
     if result.scores:
         write_scores(workdir, result.scores)
         print(summary(result.scores))
     report = workdir / "report.html"
-    write_report(report, title=f"{method_title(config)} in {workdir.name}", config=config.to_dict(),
+    write_report(report, title=f"{run.method.title} in {workdir.name}", config=run.config.to_dict(),
                  history=read_metrics(workdir / "metrics.jsonl"), evaluation=result.scores,
                  pictures=result.pictures, clusters=result.clusters, environment=environment())
     print(f"report: {report}")

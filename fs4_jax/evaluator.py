@@ -17,7 +17,7 @@ from fs4_jax.config import ConfigError
 from fs4_jax.data.pipeline import eval_batches
 from fs4_jax.evaluation.confusion import confusion_matrix
 from fs4_jax.evaluation.floors import closeness, fit_floor
-from fs4_jax.evaluation.geometry import ProtocolSource, Subset, resize
+from fs4_jax.evaluation.geometry import ProtocolSource, Subset, resize, sample
 from fs4_jax.evaluation.matching import mean_over_runs, read_matching
 from fs4_jax.evaluation.probe import apply_probe, fit_probe
 from fs4_jax.evaluation.protocols import evaluate_counts, find_protocol
@@ -183,10 +183,8 @@ class Evaluator:
 
     def _floor_points(self, params):
         """(tokens [n, d] at unit length, colours [m, 3]) of a sample of the scored images."""
-        chosen = np.linspace(0, len(self.source) - 1,
-                             min(len(self.source), self.config.eval.floor_images)).astype(int)
         tokens, pixels = [], []
-        for batch in self._batches(Subset(self.source, np.unique(chosen)), []):
+        for batch in self._batches(sample(self.source, self.config.eval.floor_images), []):
             real = batch["index"] >= 0
             t, p = jax.device_get(self._features(params, _arrays(batch, self.mesh)))
             tokens.append(t[real].reshape(-1, t.shape[-1]))

@@ -58,17 +58,16 @@ def predict(workdir, images, out, *, batch_size=8):
       ConfigError, DataError: no checkpoint; no or empty folder, or nothing readable in it; an
         `out` that can not be written, or would mix with the images.
     """
-    from fs4_jax.config import ConfigError, recall_config
+    from fs4_jax.config import ConfigError
     from fs4_jax.data.folder import DataError
     from fs4_jax.data.pipeline import eval_batches
     from fs4_jax.metrics import ProgressLine
-    from fs4_jax.run import prepare, restore_inference
+    from fs4_jax.run import restore_inference, trained_run
     from fs4_jax.sharding import batch_sharding, round_up
 
     source, out = _source(images, out), pathlib.Path(out)
-    config = recall_config(workdir)
-    config.mesh.data, config.mesh.fsdp = -1, 1      # of this machine, not of the training's
-    run = prepare(config, trained_in=workdir)
+    run = trained_run(workdir)
+    config = run.config
     if not run.method.has_classes:
         raise ConfigError(f"--workdir={workdir} holds an encoder ({run.method.title}), which has "
                           "no classes: train FS^4 on top of it with --config=configs/folder.py "

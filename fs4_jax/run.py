@@ -114,6 +114,13 @@ def prepare(config, trained_in=None):
     return Run(config, mesh, make_method(config, encoder), optimizer, encoder_params)
 
 
+def trained_run(workdir):
+    """The Run of a workdir that was trained, on this machine's devices, not on that training's."""
+    config = recall_config(workdir)
+    config.mesh.data, config.mesh.fsdp = -1, 1
+    return prepare(config, trained_in=workdir)
+
+
 def checked_source(config, split):
     """The source of a split, checked before minutes are spent on it; raises DataError."""
     source = make_source(config.data, split)
@@ -160,15 +167,12 @@ def encoder_of_workdir(workdir, *, dtype=jnp.float32, block=None, drop_path=0.0,
       ConfigError: no such run, no checkpoint, a block that its encoder did not train, another
         variant than expected.
     """
-    config = recall_config(workdir)
-    if expected_variant is not None and config.encoder.variant != expected_variant:
-        raise ConfigError(f"config.encoder.weights={workdir} has trained a "
-                          f"{config.encoder.variant}, but config.encoder.variant is "
-                          f"{expected_variant}: set --config.encoder.variant="
-                          f"{config.encoder.variant}")
-    config.mesh.data, config.mesh.fsdp = -1, 1      # of this machine, not of that training's
-    run = prepare(config, trained_in=workdir)
-    encoder = run.method.encoder
+    run = trained_run(workdir)
+    encoder, variant = run.method.encoder, run.config.encoder.variant
+    if expected_variant not in (None, variant):
+        raise ConfigError(f"config.encoder.weights={workdir} has trained a {variant}, but "
+                          f"config.encoder.variant is {expected_variant}: set "
+                          f"--config.encoder.variant={variant}")
     depth = encoder.block or encoder.depth
     if block is not None and not 1 <= block <= depth:
         raise ConfigError(f"config.encoder.block={block}: {workdir} has trained blocks 1 to "

@@ -11,7 +11,7 @@ import numpy as np
 from fs4_jax.clustering.kmeans import unit_length
 from fs4_jax.data.pipeline import eval_batches
 from fs4_jax.evaluation.confusion import IGNORE_LABEL, Confusion, confusion_matrix
-from fs4_jax.evaluation.geometry import Subset
+from fs4_jax.evaluation.geometry import sample
 from fs4_jax.evaluation.knn import knn_scores, token_labels
 from fs4_jax.evaluation.probe import apply_probe, fit_probe
 from fs4_jax.evaluation.protocols import evaluate_counts
@@ -65,10 +65,9 @@ class TokenProbes:
 
     def _tokens(self, params, source):
         """(unit tokens [b, h, w, d] on the devices, batch) of a sample of a source."""
-        chosen = np.linspace(0, len(source) - 1, min(len(source), self.config.eval.probe_images))
         data = self.config.data
         for batch in eval_batches(
-                Subset(source, np.unique(chosen.astype(int))), patch=self._patch,
+                sample(source, self.config.eval.probe_images), patch=self._patch,
                 batch_size=round_up(self.config.eval.batch_size, self.mesh),
                 image_size=data.eval_size or data.image_size, on_unreadable="skip"):
             where = batch_sharding(self.mesh)

@@ -88,7 +88,7 @@ def train(config, workdir):
         result = _evaluate(run, evaluator, state, config.total_steps, writer,
                            floors=config.eval.floors, pictures=config.eval.pictures,
                            partial=partial_file(workdir))
-    publish(workdir, config, result)
+    publish(workdir, run, result)
     return 0
 
 

@@ -8,6 +8,9 @@ import os
 import pathlib
 import unittest
 
+import numpy as np
+from PIL import Image
+
 
 def shared_path(*parts):
     """The path of a file or folder in `shared`; raises SkipTest where it is missing."""
@@ -16,3 +19,10 @@ def shared_path(*parts):
     if not path.exists():
         raise unittest.SkipTest(f"needs {path}, which is not here (set FS4_SHARED to its folder)")
     return path
+
+
+def street_photo(size):
+    """A photograph of a street, uint8 [1, height, width, 3]; size: (width, height)."""
+    folder = shared_path("data", "camvid", "train", "images")
+    with Image.open(sorted(folder.glob("*.jpg"))[0]) as photo:
+        return np.asarray(photo.convert("RGB").resize(size))[None]

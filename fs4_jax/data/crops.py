@@ -9,6 +9,7 @@ from PIL import Image, ImageOps
 from fs4_jax.data.images import DataError
 from fs4_jax.data.views import (
     ViewSettings,
+    checked_size,
     correspondence,
     cut,
     draw_box,
@@ -63,11 +64,7 @@ class MultiCrop:
         """image uint8 [H, W, 3] -> "global" uint8 [2, height, width, 3], where the first one's
         tokens lie in the second ("correspondence", "valid": see `views.two_views`) and "local"
         uint8 [num_local, local height, local width, 3] (no such key without them)."""
-        height, width = image.shape[:2]
-        if min(height, width) < self.patch:
-            raise DataError(f"an image of {width} x {height} pixels is smaller than the encoder's "
-                            f"patch of {self.patch}: leave it out, or choose a "
-                            "config.encoder.variant with a smaller patch")
+        checked_size(image, self.patch)
         views, boxes, flips = zip(*(self._view(image, rng, self.image_size,
                                                self.settings.crop_scale) for _ in range(2)))
         views = list(views)

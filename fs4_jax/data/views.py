@@ -95,11 +95,7 @@ def two_views(image, rng, settings, *, image_size, patch):
     Raises:
       DataError: an image with a side shorter than the patch.
     """
-    height, width = image.shape[:2]
-    if min(height, width) < patch:
-        raise DataError(f"an image of {width} x {height} pixels is smaller than the encoder's "
-                        f"patch of {patch}: no config.data.image_size can mend that; leave it out, "
-                        "or choose a config.encoder.variant with a smaller patch")
+    height, width = checked_size(image, patch)
     if settings.crops == "five":
         box1 = _middle(five_crops(height, width)[rng.integers(5)], image_size[0] / image_size[1])
     else:
@@ -113,6 +109,16 @@ def two_views(image, rng, settings, *, image_size, patch):
     return {"view1": views[0], "view2": views[1],
             **correspondence(box1, box2, flip1, flip2, (image_size[0] // patch,
                                                         image_size[1] // patch))}
+
+
+def checked_size(image, patch):
+    """(height, width) of an image [H, W, 3]; DataError where it is smaller than a patch."""
+    height, width = image.shape[:2]
+    if min(height, width) < patch:
+        raise DataError(f"an image of {width} x {height} pixels is smaller than the encoder's "
+                        f"patch of {patch}: no config.data.image_size can mend that; leave it out, "
+                        "or choose a config.encoder.variant with a smaller patch")
+    return height, width
 
 
 def correspondence(box1, box2, flip1, flip2, grid):

@@ -72,6 +72,12 @@ class ProtocolSource:
         return self._view(label, "nearest")
 
 
+def sample(source, number):
+    """At most `number` examples of a source, evenly spread over it."""
+    chosen = np.linspace(0, len(source) - 1, min(len(source), number)).astype(int)
+    return Subset(source, np.unique(chosen))
+
+
 class Subset:
     """Some examples of a source, in an order of their own."""
 

@@ -15,10 +15,4 @@ def make_method(config, encoder):
 
 
 
-def method_title(config):
-    """The method's name as people write it."""
-    return {"fs4": FS4, "dino": DINO}[config.method].title
-
-
-__all__ = ["DINO", "FS4", "Method", "make_dino", "make_fs4", "make_method",
-           "method_title"]
+__all__ = ["DINO", "FS4", "Method", "make_dino", "make_fs4", "make_method"]

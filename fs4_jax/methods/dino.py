@@ -20,6 +20,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from fs4_jax.clustering.kmeans import unit_length
 from fs4_jax.config import ConfigError
 from fs4_jax.data.crops import MultiCrop
 from fs4_jax.data.views import ViewSettings
@@ -150,12 +151,13 @@ class DINO:
 
     def _masked_loss(self, params, teacher, student, taught, masks, centres, step):
         name = "patch" if "patch" in self.heads else "cls"
-        tokens = [jnp.take_along_axis(x["patch_tokens"].reshape(*x["cls"].shape[:1], -1,
-                                                                x["cls"].shape[-1]),
-                                      masks["index"][..., None], axis=1)
-                  for x in (student, taught)]
-        outputs = self._project(params, tokens[0], name)
-        cosines = self._project(teacher, tokens[1], name)
+
+        def masked(tokens):
+            flat = tokens.reshape(len(tokens), -1, tokens.shape[-1])
+            return jnp.take_along_axis(flat, masks["index"][..., None], axis=1)
+
+        outputs = self._project(params, masked(student["patch_tokens"]), name)
+        cosines = self._project(teacher, masked(taught["patch_tokens"]), name)
         targets, centre = self._targets(cosines.reshape(-1, cosines.shape[-1]), centres[name],
                                         step, masks["valid"].reshape(-1))
         if name == "patch":                     # a shared head's centre follows the class tokens
@@ -229,7 +231,7 @@ def _telemetry(taught):
     cls_spread, patch_spread: 1 - the length of their mean; 0: they all point the same way.
     """
     def spread(x):
-        x = x.reshape(-1, x.shape[-1]).astype(jnp.float32)
-        x = x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-6)
+        x = unit_length(x.reshape(-1, x.shape[-1]).astype(jnp.float32))
         return 1 - jnp.linalg.norm(jnp.mean(x, axis=0))
+
     return {"cls_spread": spread(taught["cls"]), "patch_spread": spread(taught["patch_tokens"])}

@@ -10,11 +10,10 @@ that a run has trained.
 import dataclasses
 import hashlib
 import pathlib
-import sys
 
 from absl import app, flags
 
-from fs4_jax.config import ConfigError
+from fs4_jax.errors import explained
 from fs4_jax.models.encoder_files import NAMES, export_encoder, find_encoder
 from fs4_jax.models.position import RESIZES
 from fs4_jax.models.weight_files import WeightsError
@@ -26,13 +25,10 @@ def main(argv):
         raise app.UsageError("write: python -m fs4_jax.models.weights convert --input=FILE "
                              "--output=FILE.safetensors")
     args = flags.FLAGS
-    try:
+    with explained():
         for line in convert(args.input, args.output, names=args.names, position=args.position,
                             allow_supervised=args.allow_supervised):
             print(line)
-    except (WeightsError, ConfigError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
 
 
 def convert(source, target, *, names="official", position=None, allow_supervised=False):

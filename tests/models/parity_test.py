@@ -15,7 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 from absl.testing import absltest, parameterized
-from PIL import Image
 
 from fs4_jax.models import (
     VARIANTS,
@@ -25,7 +24,7 @@ from fs4_jax.models import (
     normalize_images,
     read_architecture,
 )
-from tests.shared import shared_path
+from tests.shared import shared_path, street_photo
 
 try:
     import torch
@@ -319,9 +318,7 @@ class RealWeightsTest(absltest.TestCase):
 
     def test_a_trained_encoder_on_a_photo(self):
         path = shared_path("weights", "dinov2_vits14.safetensors")
-        folder = shared_path("data", "camvid", "train", "images")
-        photo = Image.open(sorted(folder.glob("*.jpg"))[0]).convert("RGB").resize((280, 210))
-        images = np.asarray(normalize_images(np.asarray(photo)[None]))
+        images = np.asarray(normalize_images(street_photo((280, 210))))
         ours, params = load_encoder(path, expected_variant="S/14")
         with tempfile.TemporaryDirectory() as folder:
             export_encoder(params, pathlib.Path(folder, "model.safetensors"), model=ours,

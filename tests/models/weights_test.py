@@ -14,7 +14,6 @@ import ml_dtypes
 import numpy as np
 import safetensors.numpy
 from absl.testing import absltest, parameterized
-from PIL import Image
 
 from fs4_jax.models import (
     WeightsError,
@@ -25,7 +24,7 @@ from fs4_jax.models import (
     read_architecture,
 )
 from tests.models.reference_vit import official_tensors, reference_vit, relative_error
-from tests.shared import shared_path
+from tests.shared import shared_path, street_photo
 
 
 class WeightsTestCase(parameterized.TestCase):
@@ -360,9 +359,7 @@ class RealWeightsTest(absltest.TestCase):
 
     def test_equals_numpy_on_a_photo(self):
         path = shared_path("weights", "dinov2_vits14.safetensors")
-        folder = shared_path("data", "camvid", "train", "images")
-        photo = Image.open(sorted(folder.glob("*.jpg"))[0]).convert("RGB").resize((154, 112))
-        images = np.asarray(normalize_images(np.asarray(photo)[None]))
+        images = np.asarray(normalize_images(street_photo((154, 112))))
         model, params = load_encoder(path, expected_variant="S/14")
         apply = jax.jit(model.apply, static_argnames="return_blocks")
         out = apply({"params": params}, images, return_blocks=(8,))
