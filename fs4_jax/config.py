@@ -72,7 +72,12 @@ def default_config():
         )),
         checkpoint=c(dict(every=200, keep=2)),
         eval=c(dict(every=0, protocol="hungarian", batch_size=16, floors=True, pictures=12,
-                    floor_images=256,
+                    failures=6,           # pictures of the images with the lowest accuracy
+                    floor_images=256,     # of the training split, that floors are fitted to
+                    # What predicts is the teacher, the student's running mean, where the method
+                    # trains one (fs4.teacher=frozen: the student). Protocols of whole images:
+                    flip=False,           # the mean with the mirrored image's embedding
+                    crf=False,            # a dense CRF refines the masks, STEGO's settings
                     matching="",          # an eval.json whose match is used; "": found anew
                     probe_steps=500,      # of a linear probe, batches of batch_size
                     probes=False,         # score tokens by a probe and neighbours too, with labels
