@@ -179,8 +179,9 @@ class ProgressLine:
 
         Args:
           step: int.
-          metrics: a row of metrics.jsonl; uses loss, loss_*, images_per_second and
-            data_wait_share (0..1), those present.
+          metrics: a row of metrics.jsonl; uses loss, loss_*, clusters_used,
+            largest_cluster_share (0..1), images_per_second and data_wait_share (0..1), those
+            present.
         """
         parts = [f"{self._unit} {step}/{self.total_steps}"]
         if "loss" in metrics:
@@ -188,6 +189,9 @@ class ProgressLine:
         terms = [f"{name.removeprefix('loss_')} {float(value):.2g}"
                  for name, value in metrics.items() if name.startswith("loss_")]
         parts += [" ".join(terms)] if terms else []
+        if "clusters_used" in metrics:
+            parts.append(f"{float(metrics['clusters_used']):.0f} clusters, largest "
+                         f"{100 * float(metrics.get('largest_cluster_share', math.nan)):.0f} %")
         if "images_per_second" in metrics:
             parts.append(f"{float(metrics['images_per_second']):.1f} img/s")
         if "data_wait_share" in metrics:

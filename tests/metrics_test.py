@@ -138,9 +138,10 @@ class ProgressLineTest(parameterized.TestCase):
         self.now = 119.0
         text = progress.format(120, {"step": 120, "loss": 2.3451, "loss_pixel": 1.9,
                                      "loss_pgg": "nan", "images_per_second": 38.2,
-                                     "data_wait_share": 0.03, "grad_norm": 5.0})
-        self.assertEqual(text, "step 120/600  loss 2.345  pixel 1.9 pgg nan  38.2 img/s  "
-                               "data 3 %  ETA 8:00")
+                                     "data_wait_share": 0.03, "grad_norm": 5.0,
+                                     "clusters_used": 9, "largest_cluster_share": 0.43})
+        self.assertEqual(text, "step 120/600  loss 2.345  pixel 1.9 pgg nan  9 clusters, largest "
+                               "43 %  38.2 img/s  data 3 %  ETA 8:00")
 
     def test_counts_what_it_is_told(self):
         stream = io.StringIO()
