@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import math
 import os
 import pathlib
 import platform
@@ -11,8 +12,13 @@ import jax
 
 import fs4_jax
 from fs4_jax import config as config_lib
+from fs4_jax.data.images import DataError
+from fs4_jax.data.sources import make_source
+from fs4_jax.evaluation.collapse import advice, collapse_signs
+from fs4_jax.evaluation.floors import FLOOR_TITLES
+from fs4_jax.evaluation.probe import PROBE_TITLES
 from fs4_jax.evaluation.protocols import find_protocol
-from fs4_jax.evaluation.report import write_report
+from fs4_jax.evaluation.report import protocol_name, write_report
 from fs4_jax.evaluator import Evaluator
 from fs4_jax.metrics import read_metrics
 from fs4_jax.run import checked_source, prepare, restore_inference
@@ -29,15 +35,19 @@ def write_scores(workdir, scores):
         file.write(json.dumps({k: v for k, v in scores.items() if k != "confusion"}) + "\n")
 
 
-def summary(scores):
-    """The lines printed at the end of a run."""
-    lines = [f"{'':24s}  mIoU    accuracy   ({scores['split']}, {scores['num_images']} images, "
-             f"protocol {scores['protocol']})",
-             f"{scores['title']:24s} {scores['miou']:5.1f} %   {scores['accuracy']:5.1f} %"]
-    titles = {"kmeans_tokens": "k-means on its tokens", "kmeans_rgb": "k-means on RGB",
-              "linear": "linear probe, labelled", "knn": "neighbours, labelled"}
-    for name, score in {**scores["floors"], **scores.get("probes", {})}.items():
-        lines.append(f"{titles[name]:24s} {score['miou']:5.1f} %   {score['accuracy']:5.1f} %")
+def summary(scores, config):
+    """The lines printed at the end of a run: scores, floors, and whether clusters collapse."""
+    titles, width = FLOOR_TITLES | PROBE_TITLES, max(map(len, FLOOR_TITLES.values()))
+    rows = [(scores["title"], scores)] + [(titles[name], score) for name, score in
+                                          (scores["floors"] | scores.get("probes", {})).items()]
+    lines = [f"{'':{width}s}  mIoU    accuracy   ({scores['split']}, {scores['num_images']} "
+             f"images, protocol {protocol_name(scores)})"]
+    lines += [f"{title:{width}s} {score['miou']:5.1f} %   {score['accuracy']:5.1f} %"
+              for title, score in rows]
+    signs = collapse_signs(scores.get("clusters_used", math.nan),
+                           scores.get("largest_cluster_share", math.nan), scores["num_clusters"])
+    if signs:
+        lines.append(f"check: {'; '.join(signs.values())}. {advice(config)}")
     return "\n".join(lines)
 
 
@@ -67,10 +77,22 @@ def make_evaluator(run, source, split, **options):
     config, train_source, probes = run.config, None, None
     if config.eval.probes or find_protocol(config.eval.protocol).clusters == "probe":
         train_source = checked_source(config, "train")
+    elif config.eval.floors and source.num_classes:
+        train_source = _images_of_training(config)
     if config.eval.probes and train_source.num_classes and source.num_classes:
         probes = TokenProbes(run.method, train_source, source, config, run.mesh)
     return Evaluator(run.method, source, config, run.mesh, split, train_source=train_source,
                      probes=probes, **options)
+
+
+def _images_of_training(config):
+    """What floors are fitted to; None, with a word, where a model is evaluated far from it."""
+    try:
+        return make_source(config.data, "train")
+    except DataError as error:
+        print(f"the training split is not here, so floors are fitted to the scored images: {error}",
+              file=sys.stderr)
+        return None
 
 
 def partial_file(workdir):
@@ -83,11 +105,12 @@ def publish(workdir, run, result):
     workdir = pathlib.Path(workdir)
     if result.scores:
         write_scores(workdir, result.scores)
-        print(summary(result.scores))
+        print(summary(result.scores, run.config))
     report = workdir / "report.html"
     write_report(report, title=f"{run.method.title} in {workdir.name}", config=run.config.to_dict(),
                  history=read_metrics(workdir / "metrics.jsonl"), evaluation=result.scores,
-                 pictures=result.pictures, clusters=result.clusters, environment=environment())
+                 pictures=result.pictures, failures=result.failures, clusters=result.clusters,
+                 environment=environment())
     print(f"report: {report}")
 
 

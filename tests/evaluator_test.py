@@ -13,6 +13,9 @@ from absl.testing import absltest, parameterized
 
 from fs4_jax.affinity import dense_crf
 from fs4_jax.config import ConfigError, default_config
+from fs4_jax.data.views import resize_image
+from fs4_jax.evaluate import summary
+from fs4_jax.evaluation.floors import token_places
 from fs4_jax.evaluation.per_image import PER_IMAGE
 from fs4_jax.evaluation.protocols import PROTOCOLS, evaluate_counts
 from fs4_jax.evaluation.upsample import upsample_maps
@@ -187,7 +190,7 @@ class ProtocolTest(EvaluatorCase):
         self.assertLen(scores["runs"], 3)
         self.assertAlmostEqual(scores["miou"], np.mean([r["miou"] for r in scores["runs"]]))
         self.assertGreater(scores["accuracy"], 80)
-        self.assertIn("kmeans_rgb", scores["floors"])
+        self.assertEqual(list(scores["floors"]), ["kmeans_plain", "kmeans_strong", "kmeans_rgb"])
 
     def test_a_matching_of_another_split(self):
         source, params = Blocks([(32, 32)] * 3), colour_params(range(4))
@@ -208,6 +211,159 @@ class ProtocolTest(EvaluatorCase):
     def test_means_over_runs_leave_absent_classes_out(self):
         np.testing.assert_array_equal(
             mean_over_runs([[1.0, np.nan, np.nan], [3.0, 4.0, np.nan]]), [2.0, 4.0, np.nan])
+
+
+class FloorsTest(EvaluatorCase):
+
+    def test_three_floors_by_a_loop(self):
+        """Labels of the tokens' own size: each floor is the nearest of its centroids."""
+        source, params = Blocks([(32, 32)] * 5), colour_params(range(4))
+        evaluator = self.evaluator("hungarian", source)
+        fitted = evaluator._fits.run(params, floors=True)
+        self.assertEqual(set(fitted), {"kmeans_plain", "kmeans_strong", "kmeans_rgb"})
+        floors = evaluator.run(params, 0).scores["floors"]
+        x = np.concatenate([np.asarray(Colour().predict(params, source[i]["image"][None])[
+            "patch_tokens"]) for i in range(5)])
+        x /= np.linalg.norm(x, axis=-1, keepdims=True)
+        strong = fitted["kmeans_strong"]
+        white = (x - strong["mean"]) @ strong["whiten"]
+        white /= np.linalg.norm(white, axis=-1, keepdims=True)
+        places = np.broadcast_to(token_places(8, 8), (5, 8, 8, 2))
+        seen = {"kmeans_plain": (x, fitted["kmeans_plain"]),
+                "kmeans_strong": (np.concatenate([white, places], -1), strong["centroids"])}
+        for name, (features, centroids) in seen.items():
+            logits = -((features[..., None, :] - centroids) ** 2).sum(-1)
+            full = upsample_maps(jnp.asarray(logits), jnp.array([[32, 32]] * 5), (32, 32))
+            ids = np.argmax(full, -1)
+            want = evaluate_counts(sum(
+                np.bincount((4 * source[i]["label"] + ids[i])[source[i]["label"] < 3],
+                            minlength=12).reshape(3, 4).T for i in range(5)))
+            self.assertAlmostEqual(floors[name]["miou"], want.miou, delta=0.1)     # ties
+
+    def test_are_fitted_to_the_training_split(self):
+        """To images of one colour no floor can tell three classes; the scored images would."""
+        class Grey(Blocks):
+            def __getitem__(self, i):
+                example = super().__getitem__(i)
+                return example | {"image": np.full_like(example["image"], (121, 120, 120))}
+
+        source, params = Blocks([(32, 32)] * 5), colour_params(range(4))
+        config = self.evaluator("hungarian", source).config
+        mesh = make_mesh(config.mesh)
+        for train, said in ((Grey([(32, 32)] * 4), "the training split"),
+                            (None, "the scored images")):
+            scores = Evaluator(Colour(), source, config, mesh, "test",
+                               train_source=train).run(params, 0).scores
+            self.assertEqual(scores["floors_fitted_to"], said)
+            for floor in scores["floors"].values():
+                if train is None:
+                    self.assertGreater(floor["accuracy"], 65)
+                else:
+                    self.assertLess(floor["accuracy"], 45)
+
+    def test_beside_k_means_itself_plain_is_no_floor(self):
+        class Tokens(Colour):
+            has_classes = False
+
+        source = Blocks([(32, 32)] * 4)
+        config = self.evaluator("kmeans", source).config
+        scores = Evaluator(Tokens(), source, config, make_mesh(config.mesh), "test").run(
+            colour_params(range(4)), 0).scores
+        self.assertEqual(list(scores["floors"]), ["kmeans_strong", "kmeans_rgb"])
+        self.assertEqual(scores["title"], "k-means on its tokens")
+
+
+class RefinementTest(EvaluatorCase):
+
+    @parameterized.parameters("hungarian", "kmeans")
+    def test_flip_takes_the_slope_away(self, protocol):
+        source, accuracy = Blocks([(32, 32)] * 4), {}
+        for flip, slope in ((False, 60.0), (True, 60.0), (False, 0.0)):
+            evaluator = self.evaluator(protocol, source, flip=flip)
+            # k-means is fitted to tokens without a slope: only the reading is looked at.
+            fitted = evaluator._fits.run(colour_params(range(4)), floors=False)
+            with mock.patch.object(evaluator._fits, "run", return_value=fitted):
+                scores = evaluator.run(colour_params(range(4), slope), 0, floors=False).scores
+            accuracy[flip, slope] = scores["accuracy"]
+            self.assertEqual(scores.get("flip", False), flip)
+        self.assertGreater(accuracy[False, 0.0], 80)
+        self.assertLess(accuracy[False, 60.0], accuracy[False, 0.0] - 4)
+        self.assertGreater(accuracy[True, 60.0], accuracy[False, 0.0] - 3)
+
+    def test_the_crf_refines_at_the_images_size_and_counts_at_the_labels(self):
+        """Labels twice the image: refined probabilities are upsampled, by a loop over images."""
+        class Large(Blocks):
+            def __getitem__(self, i):
+                example = super().__getitem__(i)
+                return {key: np.kron(x, np.ones((2, 2) + (1,) * (x.ndim - 2), np.uint8))
+                        for key, x in example.items()}
+
+            def size(self, i):
+                return tuple(2 * side for side in self.sizes[i])
+
+        source, params = Large([(32, 32)] * 3), colour_params([2, 0, 3, 1])
+        got = self.evaluator("hungarian", source, crf=True).run(params, 0, floors=False).scores
+        self.assertTrue(got["crf"])
+        want = np.zeros((4, 3), int)
+        for i in range(3):
+            image = resize_image(source[i]["image"], (32, 32))
+            logits = Colour().predict(params, image[None])["logits"]
+            small = jnp.array([[32, 32]])
+            p = jax.nn.softmax(2.0 * upsample_maps(logits, small, (32, 32))[0])
+            full = upsample_maps(dense_crf(image, p)[None], 2 * small, (64, 64))[0]
+            ids, label = np.argmax(full, -1), source[i]["label"]
+            want += np.array([[((ids == k) & (label == c)).sum() for c in range(3)]
+                              for k in range(4)])
+        self.assertEqual(np.sum(got["confusion"]), want.sum())
+        self.assertLess(np.abs(np.array(got["confusion"]) - want).sum(), 0.005 * want.sum())
+        plain = self.evaluator("hungarian", source).run(params, 0, floors=False).scores
+        self.assertNotIn("crf", plain)
+        self.assertNotEqual(plain["confusion"], got["confusion"])
+
+    def test_the_crf_of_k_means(self):
+        scores = self.evaluator("kmeans", Blocks([(32, 32)] * 3), crf=True, flip=True).run(
+            colour_params(range(4)), 0, floors=True).scores
+        self.assertGreater(scores["accuracy"], 80)
+        self.assertLen(scores["runs"], 3)
+
+    @parameterized.parameters("flip", "crf")
+    def test_a_protocol_that_says_itself_refuses_them(self, switch):
+        with self.assertRaisesRegex(ConfigError, f"eval.{switch} has no place in .*picie27"):
+            self.evaluator("picie27", Blocks([(32, 32)]), **{switch: True})
+
+
+class FailuresTest(EvaluatorCase):
+
+    def test_the_worst_images_are_shown_worst_first(self):
+        class Spoilt(Blocks):
+            """Images 3 and 1 show another class than their labels say, 3 all over."""
+            def __getitem__(self, i):
+                example = super().__getitem__(i)
+                wrong = {3: 32, 1: 16}.get(i, 0)
+                image = example["image"].copy()
+                image[:wrong] = COLOURS[(example["label"][:wrong] + 1) % 3]
+                return example | {"image": image}
+
+        evaluator = self.evaluator("hungarian", Spoilt([(32, 32)] * 12), failures=2)
+        result = evaluator.run(colour_params(range(4)), 0, floors=False, pictures=1)
+        self.assertEqual([p.name for p in result.failures], ["blocks 3", "blocks 1"])
+        self.assertEqual(result.scores["num_images"], 12)
+        self.assertEqual(evaluator.run(colour_params(range(4)), 0, floors=False).failures, [])
+
+    def test_health_of_the_clusters(self):
+        """Labelled pixels only; prototypes that are all one colour put all in one cluster."""
+        params = colour_params([0, 1, 2, 3])
+        scores = self.evaluator("hungarian", Blocks([(32, 32)] * 8)).run(
+            params, 0, floors=False).scores
+        counts = np.array(scores["confusion"])
+        self.assertEqual(scores["largest_cluster_share"], counts.sum(1).max() / counts.sum())
+        self.assertEqual(scores["clusters_used"], np.sum(counts.sum(1) >= counts.sum() / 40))
+        params = params | {"prototypes": params["prototypes"].at[1:].set(0) * 0}
+        scores = self.evaluator("hungarian", Blocks([(32, 32)] * 8)).run(
+            params, 0, floors=False).scores
+        self.assertEqual((scores["clusters_used"], scores["largest_cluster_share"]), (1, 1.0))
+        self.assertIn("check: 1 of 4 clusters are in use; the largest cluster holds 100 %",
+                      summary(scores, default_config()))
 
 
 class ResumeTest(EvaluatorCase):
@@ -242,7 +398,7 @@ class ResumeTest(EvaluatorCase):
             whole = evaluator.run(self.params, 3, floors=True, pictures=4)
             self.interrupted(evaluator, 3)
             self.assertTrue(self.partial.exists())
-            with mock.patch.object(evaluator, "_fit", side_effect=AssertionError):
+            with mock.patch.object(evaluator._fits, "run", side_effect=AssertionError):
                 resumed = evaluator.run(self.params, 3, floors=True, pictures=4,
                                         partial=self.partial)
         self.assertEqual(resumed.scores, whole.scores)

@@ -16,9 +16,9 @@ LAYERS = (
     {"", "clustering", "clustering.kmeans", "clustering.sinkhorn", "affinity",
      "affinity.windowed", "affinity.permutohedral", "affinity.crf", "evaluation",
      "evaluation.confusion", "evaluation.matching", "evaluation.per_image", "evaluation.objects",
-     "evaluation.protocols", "evaluation.upsample", "evaluation.floors", "evaluation.geometry",
-     "evaluation.readout", "evaluation.probe", "evaluation.knn", "evaluation.tally", "sharding",
-     "optimizer", "metrics", "config"},
+     "evaluation.protocols", "evaluation.upsample", "evaluation.floors", "evaluation.collapse",
+     "evaluation.geometry", "evaluation.readout", "evaluation.probe", "evaluation.knn",
+     "evaluation.tally", "sharding", "optimizer", "metrics", "config"},
     # L1: models, losses, sources of images
     {"models", "models.position", "models.block_ops", "models.transformer", "models.vit",
      "models.architecture", "models.weight_files", "models.weight_names", "models.encoder_files",
@@ -30,11 +30,13 @@ LAYERS = (
      "data.views", "data.crops", "data.scribbles", "state"},
     # L2: files and pictures
     {"data.sources", "data.pipeline", "data.build", "data.cocostuff_tfds", "checkpoint",
-     "evaluation.pictures", "evaluation.report", "evaluation.report_charts"},
+     "evaluation.pictures", "evaluation.report", "evaluation.report_charts",
+     "evaluation.report_training"},
     # L3: the step and the methods
     {"train_step", "methods", "methods.base", "methods.fs4", "methods.dino", "methods.fs4_fit"},
     # L4: what runs
-    {"run", "watch", "train", "evaluator", "token_probes", "evaluate", "errors"},
+    {"run", "watch", "train", "evaluator", "eval_fits", "eval_scores", "token_probes",
+     "evaluate", "dry_run", "errors"},
     # L5: commands
     {"main", "predict", "models.features", "models.weights", "evaluation.score", "data.prepare"},
 )

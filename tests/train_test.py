@@ -145,7 +145,7 @@ class TrainTest(absltest.TestCase):
             self.assertIn(key, scores)
         self.assertEqual(scores["num_images"], 8)
         self.assertEqual(np.sum(scores["confusion"]), 8 * 32 * 32)    # every labelled pixel
-        for floor in ("kmeans_tokens", "kmeans_rgb"):
+        for floor in ("kmeans_plain", "kmeans_strong", "kmeans_rgb"):
             self.assertBetween(scores["floors"][floor]["miou"], 0, 100)
         self.assertIn("k-means on RGB", output)
         self.assertIn("<svg", (self.dir / "report.html").read_text())

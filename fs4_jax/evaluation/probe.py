@@ -10,6 +10,8 @@ import optax
 from fs4_jax.evaluation.confusion import IGNORE_LABEL
 from fs4_jax.evaluation.upsample import upsample_maps
 
+PROBE_TITLES = {"linear": "linear probe, labelled", "knn": "neighbours, labelled"}
+
 
 def init_probe(width, num_classes):
     """{"kernel" [width, num_classes], "bias" [num_classes]}, zeros: the loss is convex."""

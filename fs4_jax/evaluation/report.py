@@ -18,13 +18,14 @@ from fs4_jax import metrics
 from fs4_jax.config import flatten
 from fs4_jax.evaluation import pictures as paint
 from fs4_jax.evaluation import report_charts as charts
+from fs4_jax.evaluation import report_training as training
 from fs4_jax.evaluation.confusion import IGNORE_LABEL
+from fs4_jax.evaluation.floors import FLOOR_TITLES
+from fs4_jax.evaluation.probe import PROBE_TITLES
 
 _PICTURE_SIDE = 520      # longest side of an embedded picture, pixels
 _MOST_ROWS = 48          # of clusters, in the heat map and in the legend
-_SCORES = ("eval_miou", "eval_accuracy", "linear_miou", "knn_miou")
-FLOOR_NAMES = {"kmeans_tokens": "k-means on tokens", "kmeans_rgb": "k-means on colours",
-               "linear": "linear probe, labelled", "knn": "neighbours, labelled"}
+_TITLES = FLOOR_TITLES | PROBE_TITLES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +43,8 @@ class Picture:
     prediction: np.ndarray
 
 
-def write_report(path, *, title, config, history, evaluation, pictures, clusters, environment):
+def write_report(path, *, title, config, history, evaluation, pictures, clusters, environment,
+                 failures=()):
     """Writes the report; the file appears whole or not at all, and needs no network.
 
     Args:
@@ -55,25 +57,27 @@ def write_report(path, *, title, config, history, evaluation, pictures, clusters
       pictures: list of Picture.
       clusters: {"share": [k], "mean_colour": [k][3], "names": [k]} or None.
       environment: dict of name -> value: versions, devices, commit, command.
+      failures: Pictures of the images with the lowest accuracy, worst first.
 
     Raises:
       ValueError: a picture's image, truth and prediction differ in size.
     """
     history = history or []
     config = config.to_dict() if hasattr(config, "to_dict") else config or {}
-    key = _Key.of(evaluation, clusters, pictures)
+    key = _Key.of(evaluation, clusters, [*pictures, *failures])
     num_clusters = max(key.num_clusters, int(np.nan_to_num(metrics.number(
         config.get("num_clusters")))))
     chart = functools.partial(charts.line_chart, steps=metrics.column(history, "step")[0])
     sections = [
         _headline(evaluation),
         _pictures(pictures, key),
+        _failures(failures, key),
         _per_class(evaluation, key),
         _confusion(evaluation, key),
         _clusters(clusters, evaluation, key),
-        _curves(history, chart),
-        _telemetry(history, chart, clusters, num_clusters, config),
-        _timings(history, chart),
+        training.curves(history, chart),
+        training.telemetry(history, chart, clusters, num_clusters, config),
+        training.timings(history, chart),
         _config(config),
         _environment(environment),
     ]
@@ -132,15 +136,25 @@ def _subtitle(history, evaluation):
     steps = metrics.column(history, "step")[0]
     step = metrics.number((evaluation or {}).get("step", metrics.last(steps)))
     parts = [f"step {step:,.0f}"] if math.isfinite(step) else []
+    told = {**evaluation, "protocol": protocol_name(evaluation)} if evaluation else {}
     for name, text in (("protocol", "protocol {}"), ("split", "split {}"),
                        ("num_images", "{} images scored")):
-        if (evaluation or {}).get(name) is not None:
-            parts.append(text.format(evaluation[name]))
+        if told.get(name) is not None:
+            parts.append(text.format(told[name]))
     return " · ".join([*parts, time.strftime("%Y-%m-%d %H:%M")])
 
 
+def protocol_name(evaluation):
+    """The protocol of an eval.json and what was switched on beside it; None if it has none."""
+    if evaluation.get("protocol") is None:
+        return None
+    switches = {"flip": "mirrored images averaged", "crf": "CRF"}
+    return ", ".join([evaluation["protocol"],
+                      *(text for key, text in switches.items() if evaluation.get(key))])
+
+
 def _headline(evaluation):
-    """The two scores, each beside its floors."""
+    """The two scores, each between its floors and, if there are any, the probes' ceiling."""
     if not evaluation:
         return ""
     cards = []
@@ -150,8 +164,8 @@ def _headline(evaluation):
                   for k, v in (evaluation.get("floors") or {}).items()}
         floors = {k: v for k, v in floors.items() if math.isfinite(v)}
         rows = [("this run", value, "ours", None)]
-        rows += [(FLOOR_NAMES.get(k, k), v, "floor", None) for k, v in floors.items()]
-        rows += [(FLOOR_NAMES.get(k, k), metrics.number(v.get(name)), "floor", None)
+        rows += [(_TITLES.get(k, k), v, "floor", None) for k, v in floors.items()]
+        rows += [(_TITLES.get(k, k), metrics.number(v.get(name)), "ceiling", None)
                  for k, v in (evaluation.get("probes") or {}).items()]
         top = 1.08 * max([1.0, *(r[1] for r in rows if math.isfinite(r[1]))])
         gain = ""
@@ -159,11 +173,18 @@ def _headline(evaluation):
             best = max(floors, key=floors.get)
             delta = value - floors[best]
             gain = (f'<span class="gain {"up" if delta > 0 else "down"}">{delta:+.1f} points</span>'
-                    f'<small>against {html.escape(FLOOR_NAMES.get(best, best))}</small>')
+                    f'<small>against {html.escape(_TITLES.get(best, best))}</small>')
         shown = f"{value:.1f}<small>%</small>" if math.isfinite(value) else "–"
         cards.append(f'<div class="card score"><h3>{text}</h3><p class="big">{shown}{gain}</p>'
                      f'{charts.bars(rows, top=top, unit=" %")}</div>')
-    return f'<div class="cards">{"".join(cards)}</div>'
+    notes = []
+    if evaluation.get("floors_fitted_to"):
+        notes.append(f"Floors are fitted to {evaluation['floors_fitted_to']}, without labels.")
+    if evaluation.get("probes"):
+        notes.append("Striped: probes read labels of the training split. They are a ceiling of "
+                     "what is in the tokens, not a score of label-free segmentation.")
+    told = f'<p class="lead">{html.escape(" ".join(notes))}</p>' if notes else ""
+    return f'<div class="cards">{"".join(cards)}</div>{told}'
 
 
 def _pictures(pictures, key):
@@ -185,6 +206,13 @@ def _pictures(pictures, key):
     return charts.section("Pictures", f'<div class="legend">{chips}{slider}</div>'
                     f'<div class="pictures{few}">{figures}</div>',
                     "Click a row to enlarge it; the slider blends the photograph in.")
+
+
+def _failures(failures, key):
+    figures = "".join(_picture(p, key) for p in failures)
+    few = " few" if len(failures) <= 3 else ""
+    return charts.section("Where it fails", f'<div class="pictures{few}">{figures}</div>'
+                          if figures else "", "The images with the lowest accuracy, worst first.")
 
 
 def _shows_truth(picture, key):
@@ -302,86 +330,6 @@ def _clusters(clusters, evaluation, key):
             f'<span class="value">{100 * share[i]:.1f} %</span></div>')
     lead = "Square: mean colour of the cluster's pixels. Dot: its colour in the pictures above."
     return charts.section("Clusters", f'<div class="card clusters">{"".join(rows)}</div>', lead)
-
-
-def _curves(history, chart):
-    def series(*names, scale=1.0, dots=False):
-        return [charts.Series(n.removeprefix("loss_").removeprefix("eval_").replace("_", " "),
-                              *metrics.column(history, n, scale), i % 6, dots)
-                for i, n in enumerate(names) if any(n in row for row in history)]
-
-    terms = sorted({n for row in history for n in row if n.startswith("loss_")})
-    body = [chart("loss", series("loss")),
-            chart("terms of the loss", series(*terms)),
-            chart("score in %", series(*_SCORES, dots=True), zero=True),
-            chart("learning rate", series("learning_rate"), zero=True),
-            chart("gradient norm", series("grad_norm"), zero=True)]
-    return charts.section("Training", charts.grid(body))
-
-
-def _telemetry(history, chart, clusters, num_clusters, config):
-    entropy = metrics.column(history, "assignment_entropy")
-    used = metrics.column(history, "clusters_used")
-    share = metrics.column(history, "largest_cluster_share", 100)
-    pieces = metrics.column(history, "components_per_image")
-    log_k = [(f"log {num_clusters}: all used alike", math.log(num_clusters))
-             ] if num_clusters > 1 else []
-    all_used = [(f"all {num_clusters}", num_clusters)] if num_clusters else []
-    body = charts.grid([
-        chart("entropy of the mean assignment (nats)", [charts.Series("entropy", *entropy)],
-              references=log_k, zero=True),
-        chart("clusters in use", [charts.Series("in use", *used, 2)], references=all_used,
-              zero=True),
-        chart("share of the largest cluster (%)", [charts.Series("largest", *share, 1)],
-              zero=True, unit=" %"),
-        chart("spread of unit tokens (0: all alike)", [
-            charts.Series(name, *metrics.column(history, f"{name}_spread"), i)
-            for i, name in enumerate(("cls", "patch"))], zero=True),
-        chart("connected pieces in an image (clutter)", [charts.Series("pieces", *pieces, 3)],
-              zero=True)])
-    level, text = diagnose(history, num_clusters, clusters, config)
-    body = f'<p class="diagnosis {level}">{html.escape(text)}</p>{body}' if text else body
-    return charts.section("Collapse and clutter", body)
-
-
-def diagnose(history, num_clusters, clusters, config):
-    """A sentence on the health of the clusters: ("good" | "warn", text), text "" if unknown."""
-    shares = np.nan_to_num([metrics.number(s) for s in (clusters or {}).get("share") or []])
-    if shares.size:
-        used, largest = int((shares >= 1e-3).sum()), float(shares.max())
-    else:
-        used = metrics.last(metrics.column(history, "clusters_used")[1])
-        largest = metrics.last(metrics.column(history, "largest_cluster_share")[1])
-    lost = [row.get("step") for row in history
-            if "loss" in row and not math.isfinite(metrics.number(row["loss"]))]
-    if lost:
-        return "warn", (f"The loss stopped being a number at step {lost[0]}: lower the learning "
-                        "rate or clip the gradients; what follows can not be trusted.")
-    parts, level = [], "good"
-    if math.isfinite(used) and num_clusters:
-        every = round(used) >= num_clusters
-        parts.append(f"all {num_clusters} clusters are in use" if every else
-                     f"{used:.0f} of {num_clusters} clusters are in use")
-    if math.isfinite(largest):
-        parts.append(f"the largest holds {charts.format_number(100 * largest, 2)} % "
-                     "of the pixels")
-    text = "; ".join(parts)
-    text = text[:1].upper() + text[1:] + "." if text else ""
-    if math.isfinite(used) and used < num_clusters / 2 or largest > 0.6:
-        level = "warn"
-        text += " The clusters are collapsing: " + (
-            "balance the assignment harder (fs4.sinkhorn.*: more iterations, another epsilon), "
-            "raise fs4.pgg.weight, or " if "fs4" in config else "") + "lower num_clusters."
-    return level, text
-
-
-def _timings(history, chart):
-    names = (("images a second", "images_per_second", 1, "", 2),
-             ("time spent waiting for data (%)", "data_wait_share", 100, " %", 1),
-             ("seconds a step", "step_seconds", 1, " s", 0))
-    return charts.section("Speed", charts.grid([
-        chart(title, [charts.Series("now", *metrics.column(history, name, scale), c)], zero=True,
-              unit=unit) for title, name, scale, unit, c in names]))
 
 
 def _config(config):

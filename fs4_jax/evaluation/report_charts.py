@@ -304,12 +304,13 @@ small{font-size:12.5px;color:var(--muted)}
 .big small{font-weight:400;letter-spacing:0}.up{color:var(--up);background:var(--up-bg)}
 .down{color:var(--warn);background:var(--warn-bg)}
 .bars{display:grid;gap:7px}.bar{display:grid;align-items:center;gap:12px;font-size:13.5px;
- grid-template-columns:minmax(90px,190px) minmax(60px,1fr) 62px}
+ grid-template-columns:minmax(90px,210px) minmax(60px,1fr) 62px}
 .name{overflow:hidden;text-overflow:ellipsis;white-space:nowrap}.value{text-align:right}
 .track{background:var(--track);border-radius:4px;height:14px;overflow:hidden}
 .track i{display:block;height:100%;background:var(--accent);border-radius:4px;min-width:2px}
-.floor .track i{background:var(--muted);opacity:.55}.floor,.absent{color:var(--muted)}
-.ours{font-weight:600}.absent .track i{display:none}
+.floor .track i{background:var(--muted);opacity:.55}.floor,.ceiling,.absent{color:var(--muted)}
+.ceiling .track i{background:repeating-linear-gradient(135deg,var(--muted) 0 3px,
+ transparent 3px 6px)}.ours{font-weight:600}.absent .track i{display:none}
 .absent .value{font-size:11px;white-space:nowrap}
 .columns .bars{display:block;columns:2 380px;column-gap:40px}.columns .bar{break-inside:avoid;
  padding:3px 0}

@@ -51,6 +51,60 @@ class FitFloorTest(absltest.TestCase):
         np.testing.assert_array_equal(best, [[1]])
 
 
+class StrongFloorTest(absltest.TestCase):
+
+    def test_features_are_the_written_out_ones(self):
+        """Unit length, whitened by an SVD, unit length, (x, y)."""
+        rng = np.random.default_rng(0)
+        tokens = rng.normal(size=(400, 20)) * np.linspace(3, 0.3, 20) + 1
+        tokens /= np.linalg.norm(tokens, axis=1, keepdims=True)
+        places = rng.uniform(-0.5, 0.5, (400, 2))
+        fitted = floors.fit_strong(np.float32(tokens), np.float32(places), 5, 0)
+        self.assertEqual(fitted["centroids"].shape, (5, 14))
+        got = np.asarray(floors.strong_features(np.float32(tokens), np.float32(places), fitted))
+
+        u, _, _ = np.linalg.svd(tokens - tokens.mean(0), full_matrices=False)
+        white = u[:, :12] * np.sqrt(400)                     # unit variance along each axis
+        want = white / np.linalg.norm(white, axis=1, keepdims=True)
+        sign = np.sign(np.sum(got[:, :12] * want, axis=0))   # an axis has two directions
+        np.testing.assert_allclose(got[:, :12], want * sign, atol=2e-4)
+        np.testing.assert_allclose(got[:, 12:], places, atol=1e-6)
+
+    def test_places(self):
+        places = floors.token_places(2, 4)
+        self.assertEqual(places.shape, (2, 4, 2))
+        np.testing.assert_allclose(places[0, :, 0], [-0.375, -0.125, 0.125, 0.375])   # x: right
+        np.testing.assert_allclose(places[:, 0, 1], [-0.25, 0.25])                    # y: down
+
+    def test_tells_by_place_what_tokens_do_not_tell(self):
+        """Two kinds of token, each on both sides: four groups, of which tokens tell two."""
+        kind, right = np.arange(400) % 2, np.arange(400) // 2 % 2
+        tokens = np.eye(2)[kind]
+        places = np.stack([right - 0.5, np.zeros(400)], 1)
+        fitted = floors.fit_strong(np.float32(tokens), np.float32(places), 4, 0)
+        features = floors.strong_features(np.float32(tokens), np.float32(places), fitted)
+        ids = np.asarray(floors.closeness(features, fitted["centroids"])).argmax(-1)
+        self.assertLen(set(zip(kind, right, ids)), 4)
+        self.assertLen(set(ids), 4)
+
+    def test_a_direction_without_spread_counts_nothing(self):
+        tokens = np.zeros((60, 16), np.float32)
+        tokens[np.arange(60), np.arange(60) % 3] = 1
+        fitted = floors.fit_strong(tokens, np.zeros((60, 2), np.float32), 3, 0)
+        self.assertTrue(all(np.isfinite(x).all() for x in fitted.values()))
+        self.assertLess(np.abs(fitted["whiten"]).max(), 10)
+        np.testing.assert_array_equal(fitted["whiten"][:, 2:], 0)     # 3 points span a plane
+
+    def test_tokens_and_places_are_drawn_together(self):
+        rng = np.random.default_rng(0)
+        tokens, places = rng.normal(size=(90, 3)), rng.normal(size=(90, 2))
+        with mock.patch.object(floors, "_MAX_POINTS", 20):
+            a, b = floors._drawn(4, tokens, places)
+        self.assertLen(a, 20)
+        rows = [int(np.flatnonzero((tokens == x).all(1))[0]) for x in a]
+        np.testing.assert_array_equal(b, places[rows])
+
+
 class ClosenessTest(absltest.TestCase):
 
     def test_is_minus_the_squared_distance(self):

@@ -1,5 +1,6 @@
 """Tests of fs4_jax.evaluation.report."""
 
+import dataclasses
 import html.parser
 import math
 import pathlib
@@ -9,7 +10,7 @@ import tempfile
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from fs4_jax.evaluation import report, report_charts
+from fs4_jax.evaluation import report, report_charts, report_training
 
 NASTY = "<script>alert('x')</script> & \"quotes\""
 VOID = {"meta", "img", "input"}
@@ -63,7 +64,8 @@ def evaluation(num_clusters=4):
     confusion[np.arange(3), matching[:3]] = 8
     return {"protocol": "p", "split": "val", "num_images": 7, "step": 600, "miou": 40.25,
             "accuracy": 60.5, "per_class_iou": {"sky": 12.5, NASTY: 61.0, "tree": None},
-            "floors": {"kmeans_tokens": {"miou": 30.0, "accuracy": 62.0},
+            "floors": {"kmeans_plain": {"miou": 28.0, "accuracy": 50.0},
+                       "kmeans_strong": {"miou": 30.0, "accuracy": 62.0},
                        "kmeans_rgb": {"miou": 10.0, "accuracy": None}},
             "matching": matching, "class_names": ["sky", NASTY, "tree"],
             "confusion": confusion.tolist(), "num_clusters": num_clusters, "num_classes": 3}
@@ -115,6 +117,27 @@ class ReportTest(parameterized.TestCase):
             self.assertIn(text, page.text)
         self.assertIn(NASTY, page.headings())
         self.assertNotIn("overlay", page.headings())
+        self.assertNotIn("Where it fails", page.text)
+
+    def test_the_floors_are_named_and_the_ceiling_says_that_it_reads_labels(self):
+        scores = evaluation() | {"flip": True, "crf": True,
+                                 "floors_fitted_to": "the training split",
+                                 "probes": {"linear": {"miou": 56.5, "accuracy": 89.9}}}
+        page = self.write(evaluation=scores)
+        for text in ("plain k-means on its tokens", "strong k-means on its tokens",
+                     "k-means on RGB", "against strong k-means on its tokens", "56.5 %",
+                     "linear probe, labelled", "probes read labels",
+                     "protocol p, mirrored images averaged, CRF",
+                     "Floors are fitted to the training split"):
+            self.assertIn(text, page.text)
+        self.assertNotIn("probes read labels", self.write().text)
+
+    def test_failures_have_a_section(self):
+        missed = dataclasses.replace(picture(), name="missed.png",
+                                     prediction=np.full((24, 32), 3))
+        page = self.write(failures=[missed])
+        self.assertLess(page.text.index("Where it fails"), page.text.index("missed.png"))
+        self.assertIn("0 %", page.headings())
 
     def test_the_matching_is_applied_to_pictures(self):
         self.assertIn("100 %", self.write().headings())
@@ -194,25 +217,39 @@ class DiagnosisTest(parameterized.TestCase):
     @parameterized.parameters(
         ([0.4, 0.3, 0.2, 0.1], "good", "All 4 clusters are in use; the largest holds 40 %"),
         ([0.5, 0.3, 0.2, 0.0], "good", "3 of 4 clusters"),
-        ([1.0, 0.0, 0.0, 0.0], "warn", "1 of 4 clusters.*collapsing.*fs4.sinkhorn.*num_clusters"),
+        ([1.0, 0.0, 0.0, 0.0], "warn", "1 of 4 clusters.*Look at.*fs4.sinkhorn.*num_clusters"),
         ([0.7, 0.1, 0.1, 0.1], "warn", "holds 70 %.*fs4.pgg.weight"))
     def test_shares(self, share, level, text):
-        found = report.diagnose([], 4, {"share": share}, {"fs4": {}})
+        found = report_training.diagnose([], 4, {"share": share},
+                                         {"method": "fs4", "fs4": {}})
         self.assertEqual(found[0], level)
         self.assertRegex(found[1], text)
 
     def test_history_alone(self):
         rows = history(3, num_clusters=9)
-        self.assertRegex(report.diagnose(rows, 9, None, {})[1], "All 9 .* 40 %")
+        self.assertRegex(report_training.diagnose(rows, 9, None, {})[1], "All 9 .* 40 %")
         rows[-1]["clusters_used"] = 2
-        level, text = report.diagnose(rows, 9, None, {"dino": {}})
+        level, text = report_training.diagnose(rows, 9, None, {"dino": {}})
         self.assertEqual(level, "warn")
         self.assertNotIn("fs4", text)
         rows[1]["loss"] = "nan"
-        self.assertRegex(report.diagnose(rows, 9, CLUSTERS, {})[1], "at step 2: lower the learning")
+        text = report_training.diagnose(rows, 9, CLUSTERS, {})[1]
+        self.assertIn("at step 2: lower the learning", text)
+
+    def test_what_was_warned_of_in_training_is_kept(self):
+        rows = history(90, num_clusters=9)
+        rows[20]["warning_few_clusters"] = 3.5
+        level, text = report_training.diagnose(rows, 9, {"share": [1 / 9] * 9}, {})
+        self.assertEqual(level, "good")                       # it is over
+        self.assertRegex(text, "^All 9 .* Warned in training: at step 21: 3.5 of 9 clusters")
+        for row in rows[40:45]:
+            row["warning_large_cluster"] = 0.72
+        text = report_training.diagnose(rows, 9, None, {})[1]
+        self.assertIn("at step 41: the largest cluster holds 72 %", text)
+        self.assertIn("and 3 more times", text)
 
     def test_nothing_known(self):
-        self.assertEqual(report.diagnose([], 0, None, {}), ("good", ""))
+        self.assertEqual(report_training.diagnose([], 0, None, {}), ("good", ""))
 
 
 class ChartTest(parameterized.TestCase):
