@@ -42,6 +42,21 @@ def relaxed(scores, epsilon, num_iters, rho):
     return q / q.sum(axis=1, keepdims=True)
 
 
+def in_logarithms(scores, epsilon, num_iters=3, prior=None, rho=1.0):
+    """The definition in float64 logarithms, which no range of scores leaves."""
+    def logsumexp(x, axis):
+        highest = x.max(axis=axis, keepdims=True)
+        return np.squeeze(highest, axis) + np.log(np.exp(x - highest).sum(axis=axis))
+
+    scores = np.asarray(scores, np.float64) / epsilon
+    n, k = scores.shape
+    log_u, log_target = np.zeros(n), np.log(n * (np.full(k, 1 / k) if prior is None else prior))
+    for _ in range(num_iters):
+        log_v = rho * (log_target - logsumexp(scores + log_u[:, None], 0))
+        log_u = -logsumexp(scores + log_v, 1)
+    return np.exp(scores + log_v + log_u[:, None])
+
+
 class SinkhornTest(parameterized.TestCase):
 
     @parameterized.parameters((200, 7, 0.05, 3), (64, 27, 0.05, 3), (33, 5, 0.2, 10), (5, 8, 1, 1))
@@ -102,19 +117,51 @@ class SinkhornTest(parameterized.TestCase):
             self.assertTrue(np.isfinite(q).all())
             np.testing.assert_allclose(q.sum(axis=1), 1, atol=1e-5)
 
+    @parameterized.parameters(0.2, 0.05, 0.03, 0.02, 0.01, 0.003, 0.001)
+    def test_a_small_epsilon_is_exact(self, epsilon):
+        """Below 0.03 or so exp(scores / epsilon) leaves float32; a cluster nobody likes first."""
+        scores, prior = cosines(150, 5), np.array([0.1, 0.3, 0.2, 0.2, 0.2])
+        scores[:, 0] = (scores[:, 0] - 1) / 2
+        for rho in (1.0, 0.6):
+            q = sinkhorn(scores, epsilon, prior=prior, marginal_relaxation=rho)
+            want = in_logarithms(scores, epsilon, 3, prior, rho)
+            # A number near 1 / epsilon is rounded in its 24th bit, a few times over.
+            np.testing.assert_allclose(q, want, atol=5e-7 / epsilon)
+            np.testing.assert_allclose(np.sum(q, axis=1), 1, atol=1e-5)
+
+    def test_rows_at_very_different_levels_are_exact(self):
+        """A row far below the others has no part in the first sums, and all of it in its own."""
+        scores = cosines(80, 4)
+        scores[::3] -= 3.0
+        scores[1::3] += 2.0
+        np.testing.assert_allclose(sinkhorn(scores), in_logarithms(scores, 0.05), atol=1e-4)
+
+    @parameterized.parameters(0.05, 0.005)
+    def test_a_cluster_with_no_share_gets_nothing(self, epsilon):
+        scores, prior = cosines(90, 4), np.array([0.5, 0.0, 0.3, 0.2])
+        scores[:, 1] += 1.0                                            # though all would like it
+        q = np.asarray(sinkhorn(scores, epsilon, prior=prior))
+        np.testing.assert_array_equal(q[:, 1], 0)
+        some = np.array([0, 2, 3])
+        np.testing.assert_allclose(q[:, some], in_logarithms(scores[:, some], epsilon,
+                                                             prior=prior[some]), atol=1e-4)
+
     def test_a_constant_added_to_all_scores_changes_nothing(self):
         scores = np.round(cosines(50, 4) * 64) / 64      # exact in float32 after the shift
         np.testing.assert_allclose(sinkhorn(scores + 1000), sinkhorn(scores), rtol=2e-3, atol=1e-5)
 
-    def test_is_the_same_on_8_devices(self):
-        mesh = make_mesh({"data": 4, "fsdp": 2})
+    @parameterized.product(num_devices=(1, 2, 4, 8), epsilon=(0.05, 0.005))
+    def test_is_the_same_on_any_number_of_devices(self, num_devices, epsilon):
+        mesh = make_mesh({"data": -1, "fsdp": 2 if num_devices > 2 else 1},
+                         jax.devices()[:num_devices])
         scores = cosines(512, 9)
         valid = np.arange(512) % 5 != 0
-        run = jax.jit(lambda s, v: sinkhorn(s, valid=v, marginal_relaxation=0.8))
+        run = jax.jit(lambda s, v: sinkhorn(s, epsilon, valid=v, marginal_relaxation=0.8))
         sharded = run(*jax.device_put((scores, valid), batch_sharding(mesh)))
-        self.assertLen(sharded.sharding.device_set, 8)
-        # The sums are added in another order: a few float32 roundings.
-        np.testing.assert_allclose(sharded, run(scores, valid), rtol=1e-5, atol=1e-7)
+        self.assertLen(sharded.sharding.device_set, num_devices)
+        # The sums are added in another order: a few roundings, of 1 / epsilon in logarithms.
+        np.testing.assert_allclose(sharded, run(scores, valid), rtol=1e-5 if epsilon == 0.05
+                                   else 3e-4, atol=1e-7)
 
     def test_no_gradient(self):
         weight = cosines(20, 3, seed=1)
@@ -126,6 +173,8 @@ class SinkhornTest(parameterized.TestCase):
             sinkhorn(jnp.zeros((2, 3, 4)))
         with self.assertRaisesRegex(ValueError, "epsilon must be > 0, got 0"):
             sinkhorn(jnp.zeros((2, 3)), 0)
+        with self.assertRaisesRegex(ValueError, r"prior must be \[3\].*got \(2,\)"):
+            sinkhorn(jnp.zeros((2, 3)), prior=jnp.ones(2))
 
 
 if __name__ == "__main__":
