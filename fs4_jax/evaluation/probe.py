@@ -47,7 +47,10 @@ def fit_probe(batches, num_classes, *, learning_rate=5e-3):
     """A probe trained by Adam on batches, one step each.
 
     STEGO trains its probe beside the model, on features that get no gradient from it (Adam,
-    5e-3); here it is trained when the features no longer change, which is our reading.
+    5e-3); here it is trained when the features no longer change, which is our reading. Channels
+    are standardised by the first batch, and the layer returned is the one on features as they
+    are: the same function, but one that Adam reaches in a few hundred steps whatever the features'
+    scale (a random encoder's tokens hardly differ).
 
     Args:
       batches: yields (features [b, h, w, width], label [b, H, W], size [b, 2]).
@@ -61,10 +64,12 @@ def fit_probe(batches, num_classes, *, learning_rate=5e-3):
       ValueError: no batches.
     """
     optimizer = optax.adam(learning_rate)
-    probe = state = loss = None
+    probe = state = loss = scale = None
 
     @jax.jit
-    def step(probe, state, features, label, size):
+    def step(probe, state, scale, features, label, size):
+        mean, std = scale
+        features = (features.astype(jnp.float32) - mean) / std
         loss, grads = jax.value_and_grad(probe_loss)(probe, features, label, size)
         updates, state = optimizer.update(grads, state)
         return optax.apply_updates(probe, updates), state, loss
@@ -72,8 +77,21 @@ def fit_probe(batches, num_classes, *, learning_rate=5e-3):
     for features, label, size in batches:
         if probe is None:
             probe = init_probe(features.shape[-1], num_classes)
-            state = optimizer.init(probe)
-        probe, state, loss = step(probe, state, features, label, size)
+            state, scale = optimizer.init(probe), _scale(features)
+        probe, state, loss = step(probe, state, scale, features, label, size)
     if probe is None:
         raise ValueError("a probe needs batches to be fitted to")
-    return probe, float(loss)
+    return _folded(probe, *scale), float(loss)
+
+
+def _scale(features):
+    """(mean [width], standard deviation [width]) of a batch's channels, in float32."""
+    features = features.astype(jnp.float32)
+    return jnp.mean(features, axis=(0, 1, 2)), jnp.std(features, axis=(0, 1, 2)) + 1e-6
+
+
+def _folded(probe, mean, std):
+    """The probe on features that are not standardised."""
+    kernel = probe["kernel"] / std[:, None]
+    return {"kernel": kernel,
+            "bias": probe["bias"] - jnp.matmul(mean, kernel, precision="highest")}

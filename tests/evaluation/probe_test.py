@@ -40,6 +40,21 @@ class ProbeTest(absltest.TestCase):
         self.assertGreater(accuracy, 0.95)
         self.assertLess(loss, 0.3)
 
+    def test_channels_of_any_scale_and_offset(self):
+        """Small, shifted, uneven channels: the same answers, from features as they are."""
+        rng = np.random.default_rng(2)
+        truth, scale = rng.normal(size=(6, 3)), np.array([1e-3, 1e-3, 0.01, 1, 10, 100])
+        x = rng.normal(size=(200, 2, 8, 8, 6)).astype(np.float32)
+        label, size = jnp.asarray((x @ truth).argmax(-1)), jnp.array([[8, 8]] * 2)
+        plain, _ = fit_probe(((x[i], label[i], size) for i in range(200)), 3, learning_rate=0.05)
+        seen = np.float32(x * scale + 5 * scale)
+        probe, _ = fit_probe(((seen[i], label[i], size) for i in range(200)), 3,
+                             learning_rate=0.05)
+        np.testing.assert_allclose(apply_probe(probe, seen[0]), apply_probe(plain, x[0]),
+                                   atol=0.02)       # logits of about 10, std + 1e-6
+        right = np.mean(jnp.argmax(apply_probe(probe, seen), -1) == label)
+        self.assertGreater(right, 0.95)
+
     def test_starts_at_even_odds(self):
         logits = apply_probe(init_probe(4, 3), jnp.ones((2, 4)))
         np.testing.assert_array_equal(jax.nn.softmax(logits), np.full((2, 3), np.float32(1 / 3)))
