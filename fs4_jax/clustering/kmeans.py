@@ -1,9 +1,12 @@
 """k-means as one pure function: Lloyd's iterations with k-means++ and repair of empty clusters."""
 
+import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+
+BLOCK = 1 << 24     # numbers of an intermediate matrix at once: 64 MiB, on all devices together
 
 
 class KMeansResult(NamedTuple):
@@ -28,7 +31,8 @@ def unit_length(x, axis=-1):
     return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, axis=axis, keepdims=True), 1e-16))
 
 
-def kmeans(x, num_clusters, *, key, num_iters=20, init="k-means++", spherical=False, valid=None):
+def kmeans(x, num_clusters, *, key, num_iters=20, init="k-means++", spherical=False, valid=None,
+           restarts=1):
     """Clusters points by Lloyd's algorithm; everything stays on the device(s) of x.
 
     Args:
@@ -40,63 +44,163 @@ def kmeans(x, num_clusters, *, key, num_iters=20, init="k-means++", spherical=Fa
         array [k, d] of centroids to start from (cluster j of the result continues row j).
       spherical: unit-length points and centroids (cosine k-means).
       valid: bool [n]; other points have no vote and get label -1.
+      restarts: starts (static), of which the one with the lowest inertia is returned; start i is
+        that of `jax.random.split(key, restarts)[i]`, and of key itself if there is but one.
 
     Returns:
       KMeansResult; a cluster left empty is given the point farthest from its own centroid.
 
     Raises:
-      ValueError: fewer points than clusters, an unknown `init` or one of another shape.
+      ValueError: fewer points than clusters, an unknown `init` or one of another shape, restarts
+        from an array.
     """
-    n = x.shape[0]
-    if x.ndim != 2 or n < num_clusters:
+    if x.ndim != 2 or x.shape[0] < num_clusters:
         raise ValueError(f"{num_clusters} clusters need x [n, d] with n >= {num_clusters}, "
                          f"got {x.shape}")
-    weight = jnp.ones((n,), jnp.float32) if valid is None else valid.astype(jnp.float32)
-    x = jnp.where(weight[:, None] > 0, x, 0.0).astype(jnp.float32)   # whatever stands there
-    if spherical:
-        x = unit_length(x)
+    if restarts < 1 or restarts > 1 and not isinstance(init, str):
+        raise ValueError(f"restarts must be >= 1, and 1 where init is an array, got {restarts}")
+    named = isinstance(init, str)
+    return _best_of(x, key, None if named else init, valid, init=init if named else None,
+                    num_clusters=num_clusters, num_iters=num_iters, spherical=spherical,
+                    restarts=restarts)
+
+
+@functools.partial(jax.jit, inline=True, static_argnames=(
+    "init", "num_clusters", "num_iters", "spherical", "restarts"))
+def _best_of(x, key, centroids, valid, *, init, num_clusters, num_iters, spherical, restarts):
+    """`kmeans`, compiled once for all calls of a shape; the start is `init` or centroids."""
+    x, weight = prepare_points(x, spherical, valid)
+
+    def run(key):
+        start = start_centroids(x, num_clusters, key, centroids if init is None else init, spherical, weight)
+        return _lloyd(x, start, num_iters, spherical, weight)
+
+    if restarts == 1:
+        return run(key)
+
+    def better(best, key):
+        result = run(key)
+        return jax.tree.map(lambda a, b: jnp.where(result.inertia < best.inertia, a, b),
+                            result, best), None
+
+    keys = jax.random.split(key, restarts)
+    return jax.lax.scan(better, run(keys[0]), keys[1:])[0]
+
+
+def prepare_points(x, spherical, valid):
+    """(x as float32 [n, d], 0 where not valid, of unit length if spherical; weight [n], 0 or 1)."""
+    weight = jnp.ones(x.shape[:1]) if valid is None else valid.astype(jnp.float32)
+    x = jnp.asarray(x, jnp.float32)
+    if valid is not None:
+        x = jnp.where(weight[:, None] > 0, x, 0.0)      # whatever stands there, NaN too
+    return unit_length(x) if spherical else x, weight
+
+
+def start_centroids(x, num_clusters, key, init, spherical, weight):
+    """Centroids [k, d] by `init` of `kmeans`; x and weight are those of `prepare_points`."""
     if isinstance(init, str):
         starts = {"k-means++": _plus_plus, "random": _random}
         if init not in starts:
             raise ValueError(f"init must be one of {sorted(starts)} or an array, got {init!r}")
-        centroids = starts[init](x, num_clusters, key, weight)
-    else:
-        centroids = jnp.asarray(init, jnp.float32)
-        if centroids.shape != (num_clusters, x.shape[1]):
-            raise ValueError(f"init must be [{num_clusters}, {x.shape[1]}], got {centroids.shape}")
-        if spherical:
-            centroids = unit_length(centroids)
+        return starts[init](x, num_clusters, key, weight)
+    centroids = jnp.asarray(init, jnp.float32)
+    if centroids.shape != (num_clusters, x.shape[1]):
+        raise ValueError(f"init must be [{num_clusters}, {x.shape[1]}], got {centroids.shape}")
+    return unit_length(centroids) if spherical else centroids
 
-    def lloyd(_, centroids):
-        labels, distance = _assign(x, centroids)
-        sums, counts = _sums(x, labels, weight, num_clusters)
+
+def _lloyd(x, centroids, num_iters, spherical, weight):
+    num_clusters = centroids.shape[0]
+
+    def iteration(_, centroids):
+        labels = nearest(x, centroids)
+        sums, counts = sums_and_counts(x, labels, weight, num_clusters)
         mean = sums / jnp.maximum(counts, 1.0)[:, None]
-        mean = _repair(mean, counts, x, jnp.where(weight > 0, distance, -1.0))
+
+        def repair():
+            # Whoever is not valid lies nearer than anyone.
+            distance = jnp.where(weight > 0, distances_to(x, centroids, labels), -1.0)
+            return fill_empty(mean, counts, x[jax.lax.top_k(distance, num_clusters)[1]])
+
+        mean = jax.lax.cond(jnp.min(counts) == 0, repair, lambda: mean)
         return unit_length(mean) if spherical else mean
 
-    centroids = jax.lax.fori_loop(0, num_iters, lloyd, centroids)
-    labels, distance = _assign(x, centroids)
-    _, counts = _sums(x, labels, weight, num_clusters)
+    centroids = jax.lax.fori_loop(0, num_iters, iteration, centroids)
+    labels = nearest(x, centroids)
+    counts = jax.ops.segment_sum(weight, labels, num_clusters)
     return KMeansResult(centroids, jnp.where(weight > 0, labels, -1),
-                        jnp.sum(distance * weight), counts)
+                        jnp.sum(distances_to(x, centroids, labels) * weight), counts)
 
 
-def _assign(x, centroids):
-    distances = squared_distances(x, centroids)
-    return jnp.argmin(distances, axis=1).astype(jnp.int32), jnp.min(distances, axis=1)
+def nearest(x, centroids):
+    """The nearest centroid of each point, int32 [n]; the first of equally near ones."""
+    half = 0.5 * jnp.sum(centroids * centroids, axis=1)
+
+    def first_highest(closeness):
+        return jnp.argmax(closeness, axis=-1).astype(jnp.int32)
+
+    def unfused(closeness):
+        # A CPU's argmax fused with the subtraction takes eight times as long as alone. A branch
+        # keeps them apart (XLA drops a barrier); the other side is the argmax of NaN.
+        return jax.lax.cond(half[0] == half[0], first_highest,
+                            lambda c: jnp.zeros(c.shape[:-1], jnp.int32), closeness)
+
+    def assign(points):
+        # |x - c|^2 / 2 without |x|^2 / 2. An accelerator's default precision would round to
+        # bfloat16 or TF32: wrong labels far from the origin.
+        closeness = jnp.matmul(points, centroids.T, precision="highest") - half
+        return jax.lax.platform_dependent(closeness, cpu=unfused, default=first_highest)
+
+    return _by_blocks(assign, jnp.int32, len(centroids), x)
 
 
-def _sums(x, labels, weight, num_clusters):
-    sums = jax.ops.segment_sum(x * weight[:, None], labels, num_clusters)
-    return sums, jax.ops.segment_sum(weight, labels, num_clusters)
+def distances_to(x, centroids, labels):
+    """Squared distance [n] of each point to the centroid of its label."""
+    ones = jnp.ones(x.shape[1])
+
+    def measure(points, labels):
+        square = jnp.square(points - centroids[labels])
+        return jnp.matmul(square, ones, precision="highest")    # a CPU's sum is slower
+
+    return _by_blocks(measure, jnp.float32, x.shape[1], x, labels)
 
 
-def _repair(centroids, counts, x, distance):
-    """The j-th empty cluster moves to the j-th farthest point."""
+def _by_blocks(function, dtype, width, *arrays):
+    """function(*arrays), [n] from arrays [n, ...], on a part of each device's rows at a time.
+
+    So a matrix [n, width] inside function never stands in memory whole: at most BLOCK numbers of
+    it do, all devices together.
+    """
+    n = len(arrays[0])
+    if n * width <= BLOCK:
+        return function(*arrays)
+    # Each of `chunks` equal runs of rows lies on one device, however many there are (a power of
+    # two), and a block takes the same part of each run: no row travels.
+    chunks = min(n & -n, 4096)
+    length = n // chunks
+    size = min(max(1, BLOCK // (chunks * width)), length)
+    arrays = [a.reshape(chunks, length, *a.shape[1:]) for a in arrays]
+
+    def block(i, out):
+        # The last start is moved back to fit; those rows are computed twice.
+        parts = [jax.lax.dynamic_slice_in_dim(a, i * size, size, axis=1) for a in arrays]
+        return jax.lax.dynamic_update_slice_in_dim(out, function(*parts), i * size, axis=1)
+
+    out = jnp.zeros((chunks, length), dtype)
+    return jax.lax.fori_loop(0, -(-length // size), block, out).reshape(n)
+
+
+def sums_and_counts(x, labels, weight, num_clusters):
+    """Sum [k, d] and number [k] of each cluster's points; x is 0 where weight is."""
+    return (jax.ops.segment_sum(x, labels, num_clusters),
+            jax.ops.segment_sum(weight, labels, num_clusters))
+
+
+def fill_empty(centroids, counts, farthest):
+    """The j-th empty cluster moves to the j-th of the farthest points [k, d]."""
     empty = counts == 0
-    _, farthest = jax.lax.top_k(distance, centroids.shape[0])
     rank = jnp.clip(jnp.cumsum(empty) - 1, 0)
-    return jnp.where(empty[:, None], x[farthest[rank]], centroids)
+    return jnp.where(empty[:, None], farthest[rank], centroids)
 
 
 def _random(x, num_clusters, key, weight):

@@ -1,6 +1,8 @@
 """Tests of fs4_jax.clustering.kmeans."""
 
 import functools
+import sys
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -8,10 +10,11 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from fs4_jax.clustering import kmeans
-from fs4_jax.clustering.kmeans import squared_distances, unit_length
+from fs4_jax.clustering.kmeans import nearest, squared_distances, unit_length
 from fs4_jax.sharding import batch_sharding, make_mesh
 
 _KEY = jax.random.key(0)
+kmeans_module = sys.modules["fs4_jax.clustering.kmeans"]   # the package has a function of the name
 
 
 def blobs(num_blobs=6, each=30, d=4, spread=0.1, seed=0):
@@ -128,14 +131,42 @@ class KMeansTest(parameterized.TestCase):
             for seed in range(5):
                 self.assertLessEqual(np.max(run(key=jax.random.key(seed)).centroids), 1.0)
 
-    def test_is_the_same_on_8_devices(self):
+    @parameterized.parameters(1, 2, 4, 8)
+    def test_is_the_same_on_any_number_of_devices(self, num_devices):
         x, _, _ = blobs(num_blobs=8, each=16)
-        mesh = make_mesh({"data": -1, "fsdp": 1})
+        mesh = make_mesh({"data": -1, "fsdp": 1}, jax.devices()[:num_devices])
         run = jax.jit(lambda x: kmeans(x, 8, key=_KEY, num_iters=5))
         sharded, single = run(jax.device_put(x, batch_sharding(mesh))), run(x)
         # The sums are added in another order: float32 roundings of numbers near 10.
         np.testing.assert_allclose(sharded.centroids, single.centroids, atol=1e-4)
         np.testing.assert_array_equal(sharded.labels, single.labels)
+
+    @parameterized.product(n=(96, 104, 101), num_devices=(1, 8))
+    def test_blocks_change_nothing(self, n, num_devices):
+        """[n, k] would be larger than a block: parts of it, some of them done twice."""
+        if n % num_devices:
+            self.skipTest("such points are not split evenly")
+        rng = np.random.default_rng(2)
+        x, c = rng.normal(size=(n, 3)).astype(np.float32), rng.normal(size=(7, 3))
+        mesh = make_mesh({"data": -1, "fsdp": 1}, jax.devices()[:num_devices])
+        x = jax.device_put(x, batch_sharding(mesh))
+        want = np.argmin(((np.asarray(x)[:, None] - c[None]) ** 2).sum(-1), axis=1)
+        for block in (1, 100, 300, 600):
+            with mock.patch.object(kmeans_module, "BLOCK", block):
+                program = jax.jit(lambda x, c: nearest(x, c)).lower(x, jnp.float32(c)).compile()
+            np.testing.assert_array_equal(program(x, jnp.float32(c)), want)
+            # No point goes to another device.
+            self.assertNotRegex(program.as_text(), "all-gather|all-to-all|collective-permute")
+
+    def test_restarts_return_the_best(self):
+        x, _, _ = blobs(spread=3.0)
+        runs = [kmeans(x, 6, key=key, num_iters=3, init="random")
+                for key in jax.random.split(_KEY, 4)]
+        result = kmeans(x, 6, key=_KEY, num_iters=3, init="random", restarts=4)
+        best = min(runs, key=lambda r: float(r.inertia))
+        np.testing.assert_allclose(result.inertia, best.inertia, rtol=1e-5)
+        np.testing.assert_array_equal(result.labels, best.labels)
+        self.assertGreater(max(float(r.inertia) for r in runs), 1.01 * float(best.inertia))
 
     def test_errors(self):
         x = jnp.zeros((4, 2))
@@ -147,6 +178,8 @@ class KMeansTest(parameterized.TestCase):
             kmeans(x, 2, key=_KEY, init="best")
         with self.assertRaisesRegex(ValueError, r"init must be \[2, 2\], got \(3, 2\)"):
             kmeans(x, 2, key=_KEY, init=jnp.zeros((3, 2)))
+        with self.assertRaisesRegex(ValueError, "restarts must be >= 1, and 1 where init is an"):
+            kmeans(x, 2, key=_KEY, init=x[:2], restarts=2)
 
 
 class HelpersTest(absltest.TestCase):
