@@ -2,11 +2,12 @@
 
     python -m benchmarks.kmeans [--sizes=100000x70x27]
 
-Float32 normal points around K centres that overlap, the same K points of them as a start.
-Ten Lloyd iterations of each (`faiss` with its subsampling off), and one pass of mini-batches of
-4096 from host memory (`stream` beside scikit-learn's MiniBatchKMeans). Medians of --repeats runs,
-taken in turns; besides the ratio, the final sum of squared distances of each over ours. Peers of
-the extra `bench` that are not installed are left out, saying so.
+Float32 normal points around K centres that overlap, the same K points of them as a start. Ten
+Lloyd iterations of each (faiss with its subsampling off; it alone gives no labels at the end, one
+assignment less), and one pass of mini-batches of 4096 from host memory (`stream` beside
+scikit-learn's MiniBatchKMeans). Medians of --repeats runs, taken in turns; besides the ratio, the
+final sum of squared distances of each over ours. Peers of the extra `bench` that are not installed
+are left out, saying so.
 """
 
 import functools

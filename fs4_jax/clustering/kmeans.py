@@ -1,12 +1,13 @@
 """k-means as one pure function: Lloyd's iterations with k-means++ and repair of empty clusters."""
 
 import functools
+import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-BLOCK = 1 << 24     # numbers of an intermediate matrix at once: 64 MiB, on all devices together
+BLOCK = 1 << 20     # numbers of a block of an intermediate matrix, on one device: 4 MiB
 
 
 class KMeansResult(NamedTuple):
@@ -135,6 +136,7 @@ def _lloyd(x, centroids, num_iters, spherical, weight):
 def nearest(x, centroids):
     """The nearest centroid of each point, int32 [n]; the first of equally near ones."""
     half = 0.5 * jnp.sum(centroids * centroids, axis=1)
+    transposed = centroids.T        # once for all blocks: a CPU's product takes it faster so
 
     def first_highest(closeness):
         return jnp.argmax(closeness, axis=-1).astype(jnp.int32)
@@ -148,7 +150,7 @@ def nearest(x, centroids):
     def assign(points):
         # |x - c|^2 / 2 without |x|^2 / 2. An accelerator's default precision would round to
         # bfloat16 or TF32: wrong labels far from the origin.
-        closeness = jnp.matmul(points, centroids.T, precision="highest") - half
+        closeness = jnp.matmul(points, transposed, precision="highest") - half
         return jax.lax.platform_dependent(closeness, cpu=unfused, default=first_highest)
 
     return _by_blocks(assign, jnp.int32, len(centroids), x)
@@ -168,25 +170,26 @@ def distances_to(x, centroids, labels):
 def _by_blocks(function, dtype, width, *arrays):
     """function(*arrays), [n] from arrays [n, ...], on a part of each device's rows at a time.
 
-    So a matrix [n, width] inside function never stands in memory whole: at most BLOCK numbers of
-    it do, all devices together.
+    So a large matrix [n, width] inside function never stands in memory whole: a device holds at
+    most 8 BLOCK numbers of it, where the rows are split over all devices.
     """
     n = len(arrays[0])
-    if n * width <= BLOCK:
-        return function(*arrays)
-    # Each of `chunks` equal runs of rows lies on one device, however many there are (a power of
-    # two), and a block takes the same part of each run: no row travels.
-    chunks = min(n & -n, 4096)
-    length = n // chunks
-    size = min(max(1, BLOCK // (chunks * width)), length)
-    arrays = [a.reshape(chunks, length, *a.shape[1:]) for a in arrays]
+    # Each run of rows lies on one device, whichever of them hold the rows, and a block takes the
+    # same part of each run: no row travels.
+    runs = math.gcd(n, jax.device_count())
+    length = n // runs
+    size = max(1, BLOCK // max(width, arrays[0].shape[1]))
+    if length * width <= 8 * BLOCK or size >= length:
+        return function(*arrays)            # a few blocks at once cost less than to cut them out
+    arrays = [a.reshape(runs, length, *a.shape[1:]) for a in arrays]
 
     def block(i, out):
         # The last start is moved back to fit; those rows are computed twice.
         parts = [jax.lax.dynamic_slice_in_dim(a, i * size, size, axis=1) for a in arrays]
-        return jax.lax.dynamic_update_slice_in_dim(out, function(*parts), i * size, axis=1)
+        part = function(*(a.reshape(runs * size, *a.shape[2:]) for a in parts))
+        return jax.lax.dynamic_update_slice_in_dim(out, part.reshape(runs, size), i * size, axis=1)
 
-    out = jnp.zeros((chunks, length), dtype)
+    out = jnp.zeros((runs, length), dtype)
     return jax.lax.fori_loop(0, -(-length // size), block, out).reshape(n)
 
 
