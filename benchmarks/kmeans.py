@@ -49,8 +49,9 @@ def main(_):
         print(f"{n} x {d}, K = {k}")
         for name in calls:
             base = "fs4_jax mini-batch" if "mini-batch" in name else "fs4_jax"
-            print(f"  {name:18s} {seconds[name]:7.3f} s   {seconds[name] / seconds[base]:5.2f} x ours"
-                  f"   inertia {inertia[name] / inertia[base]:.5f} x ours", flush=True)
+            print(f"  {name:18s} {seconds[name]:7.3f} s   "
+                  f"{seconds[name] / seconds[base]:5.2f} x ours   "
+                  f"inertia {inertia[name] / inertia[base]:.5f} x ours", flush=True)
 
 
 def keep(result, name, call):

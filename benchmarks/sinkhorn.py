@@ -43,8 +43,8 @@ def main(_):
         print(f"{n} x {k}: fs4_jax {1000 * times['fs4_jax']:.2f} ms")
         for name in list(calls)[1:]:
             off = np.abs(np.asarray(calls[name]()) - ours).max()
-            print(f"  {name:6s} {1000 * times[name]:9.2f} ms   {times[name] / times['fs4_jax']:6.2f}"
-                  f" x ours, off by {off:.0e}", flush=True)
+            print(f"  {name:6s} {1000 * times[name]:9.2f} ms   "
+                  f"{times[name] / times['fs4_jax']:6.2f} x ours, off by {off:.0e}", flush=True)
 
 
 def torch_swav(scores):

@@ -89,7 +89,7 @@ def _best_of(x, key, centroids, valid, *, init, num_clusters, num_iters, spheric
 
 
 def prepare_points(x, spherical, valid):
-    """(x as float32 [n, d], 0 where not valid, of unit length if spherical; weight [n], 0 or 1)."""
+    """(x float32 [n, d], 0 where not valid, of unit length if spherical; weight [n], 0 or 1)."""
     weight = jnp.ones(x.shape[:1]) if valid is None else valid.astype(jnp.float32)
     x = jnp.asarray(x, jnp.float32)
     if valid is not None:
