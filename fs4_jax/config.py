@@ -30,6 +30,7 @@ def default_config():
         seed=0,
         total_steps=1000,
         batch_size=16,            # over all devices and processes
+        accumulate_steps=1,       # micro-batches of a step, one after the other: less memory
         num_clusters=27,          # K: how many classes to look for
         dtype="float32",          # compute: float32 | bfloat16; parameters stay float32
         log_every=10,
@@ -62,6 +63,7 @@ def default_config():
             frozen=False,
             block=0,              # tokens after this many blocks; 0: all
             drop_path=0.0, layer_scale=0.0,
+            remat="none",         # blocks: computed again in the backward pass, for less memory
         )),
         optimizer=c(dict(
             learning_rate=1e-3, warmup_steps=50, weight_decay=0.04,
@@ -122,7 +124,8 @@ def default_config():
 
 # What may change between two starts in one workdir: it does not touch the parameters.
 _FREE_KEYS = ("checkpoint.", "eval.", "log_every", "profile.", "data.eval_", "data.num_workers",
-              "data.num_eval", "data.class_names", "data.num_classes", "mesh.", "sharding")
+              "data.num_eval", "data.class_names", "data.num_classes", "mesh.", "sharding",
+              "encoder.remat")
 
 
 def flatten(config, prefix=""):
@@ -138,7 +141,7 @@ def flatten(config, prefix=""):
 
 def check_config(config):
     """Refuses settings that can not work, before anything slow starts."""
-    for key in ("total_steps", "batch_size", "num_clusters", "log_every"):
+    for key in ("total_steps", "batch_size", "accumulate_steps", "num_clusters", "log_every"):
         if config[key] < 1:
             raise ConfigError(f"config.{key} must be at least 1, got {config[key]}")
     if config.num_clusters > 255:
@@ -146,7 +149,7 @@ def check_config(config):
                           "most 255")
     choices = {"dtype": ("float32", "bfloat16"), "data.name": tuple(DATA_SETS),
                "data.crops": ("random", "five"), "fs4.teacher": ("ema", "frozen"),
-               "dino.centering": ("sinkhorn", "center")}
+               "encoder.remat": ("none", "blocks"), "dino.centering": ("sinkhorn", "center")}
     flat = flatten(config)
     for key, allowed in choices.items():
         if flat[key] not in allowed:

@@ -65,6 +65,14 @@ class Run:
             lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where),
             shapes, shardings)
 
+    def abstract_batch(self):
+        """The shapes, dtypes and shardings of what a step reads of a batch."""
+        make_views, where = self.make_views, batch_sharding(self.mesh)
+        views = make_views(np.zeros((*self.image_size, 3), np.uint8), np.random.default_rng(0))
+        return {key: jax.ShapeDtypeStruct((self.config.batch_size, *views[key].shape),
+                                          views[key].dtype, sharding=where)
+                for key in make_views.keys}
+
     def create_state(self):
         """The first state, born where it will live."""
         shardings = jax.tree.map(lambda s: s.sharding, self.abstract_state())
@@ -76,7 +84,7 @@ class Run:
         The state stays where it is: left to the compiler, a first step may split a bias over
         devices, and the second one then compiles again.
         """
-        pure = make_train_step(self.method, self.optimizer)
+        pure = make_train_step(self.method, self.optimizer, self.config.accumulate_steps)
         where = jax.tree.map(lambda x: x.sharding, state)
         return jax.jit(
             lambda state, batch: pure(state, batch, jax.random.fold_in(state.key, state.step)),
@@ -102,11 +110,13 @@ def prepare(config, trained_in=None):
     mesh = make_mesh(config.mesh)
     if trained_in is None:
         check_batch(config.batch_size, mesh, "batch_size")
+        _check_micro_batch(config.batch_size, config.accumulate_steps, mesh)
         encoder, encoder_params = _build_encoder(config)
     else:
         shape = json.loads((pathlib.Path(trained_in) / _ENCODER_FILE).read_text())
         shape["pos_grid"] = tuple(shape["pos_grid"])
         encoder, encoder_params = ViT(**shape, dtype=jnp.dtype(config.dtype)), None
+    encoder = dataclasses.replace(encoder, remat=config.encoder.remat)
     for key in ("image_size", "eval_size"):
         _check_size(config.data[key], encoder.patch, key)
     depth = encoder.block or encoder.depth          # blocks there are: layer decay counts them
@@ -134,7 +144,7 @@ def remember_encoder(run, workdir):
     """Writes the encoder's architecture into a workdir, for `prepare(trained_in=workdir)`."""
     encoder = run.method.encoder
     fields = {f.name: getattr(encoder, f.name) for f in dataclasses.fields(encoder)
-              if f.name not in ("dtype", "parent", "name")}
+              if f.name not in ("dtype", "remat", "parent", "name")}
     (pathlib.Path(workdir) / _ENCODER_FILE).write_text(json.dumps(fields, indent=2) + "\n")
 
 
@@ -204,6 +214,14 @@ def _check_size(size, patch, key):
     if any(side % patch for side in _pair(size)):
         raise ConfigError(f"config.data.{key}={size} is no multiple of the encoder's patch, "
                           f"{patch} pixels")
+
+
+def _check_micro_batch(batch_size, accumulate_steps, mesh):
+    rows = mesh.size * accumulate_steps
+    if batch_size % rows:
+        raise ConfigError(
+            f"config.batch_size={batch_size} is not divisible by {mesh.size} devices x "
+            f"config.accumulate_steps={accumulate_steps}: use a multiple of {rows}, or fewer steps")
 
 
 def _pair(size):

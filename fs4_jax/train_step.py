@@ -6,29 +6,36 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from fs4_jax.accumulation import accumulated
 from fs4_jax.state import TrainState
 
 
-def make_train_step(method, optimizer):
+def make_train_step(method, optimizer, accumulate_steps=1):
     """Returns train_step(state, batch, key) -> (state, metrics).
 
     Pure: no jit, mesh, config or IO inside; the caller jits it and says where things live.
     metrics: float32 scalars "loss", its terms "loss_*", the method's telemetry, "grad_norm".
+
+    accumulate_steps: micro-batches that share a batch and its one update, see `accumulation`.
     """
     def train_step(state, batch, key):
         trained, frozen = split(state.params, method.frozen)
 
-        def loss_fn(trained):
-            return method.loss({**trained, **frozen}, state.teacher, state.extra, batch, key,
-                               state.step)
+        def loss_fn(trained, extra, batch, key):
+            loss, (metrics, extra) = method.loss({**trained, **frozen}, state.teacher, extra,
+                                                 batch, key, state.step)
+            return loss, (metrics | {"loss": loss}, extra)
 
-        (loss, (metrics, extra)), grads = jax.value_and_grad(loss_fn, has_aux=True)(trained)
+        gradient = jax.grad(loss_fn, has_aux=True)
+        if accumulate_steps > 1:
+            gradient = accumulated(gradient, accumulate_steps)
+        grads, (metrics, extra) = gradient(trained, state.extra, batch, key)
         updates, opt_state = optimizer.update(grads, state.opt_state, trained)
         trained = optax.apply_updates(trained, updates)
         new = dataclasses.replace(
             state, step=state.step + 1, params={**trained, **frozen}, opt_state=opt_state,
             extra=extra, teacher=method.update_teacher(state.teacher, trained, state.step))
-        return new, metrics | {"loss": loss, "grad_norm": optax.tree.norm(grads)}
+        return new, metrics | {"grad_norm": optax.tree.norm(grads)}
 
     return train_step
 

@@ -70,6 +70,8 @@ class CheckConfigTest(parameterized.TestCase):
     @parameterized.parameters(
         ("total_steps", 0, "must be at least 1, got 0"),
         ("batch_size", -4, "must be at least 1"),
+        ("accumulate_steps", 0, "must be at least 1"),
+        ("encoder.remat", "all", "is 'all'; choose one of none, blocks"),
         ("num_clusters", 0, "must be at least 1"),
         ("log_every", 0, "must be at least 1"),
         ("num_clusters", 256, "is 256; masks are 8-bit: at most 255"),
@@ -128,7 +130,8 @@ class WorkdirTest(parameterized.TestCase):
     @parameterized.parameters(
         ("eval.every", 5), ("checkpoint.keep", 9), ("log_every", 3), ("mesh.fsdp", 2),
         ("data.num_workers", 2), ("data.eval_images", "elsewhere"), ("data.eval_size", (32, 64)),
-        ("profile.steps", (2, 4)), ("sharding", ((".*", "replicate"),)))
+        ("profile.steps", (2, 4)), ("sharding", ((".*", "replicate"),)),
+        ("encoder.remat", "blocks"))
     def test_what_does_not_touch_the_parameters_may_change(self, key, value):
         remember_config(default_config(), self.workdir)
         remember_config(changed(**{key: value}), self.workdir)
@@ -136,7 +139,8 @@ class WorkdirTest(parameterized.TestCase):
 
     @parameterized.parameters(("total_steps", 5), ("batch_size", 8), ("data.images", "x"),
                               ("data.image_size", 64), ("encoder.frozen", True),
-                              ("optimizer.beta2", 0.9), ("dtype", "bfloat16"))
+                              ("optimizer.beta2", 0.9), ("dtype", "bfloat16"),
+                              ("accumulate_steps", 2))
     def test_what_touches_the_parameters_may_not(self, key, value):
         remember_config(default_config(), self.workdir)
         with self.assertRaisesRegex(ConfigError, f"config.{key}: there "):

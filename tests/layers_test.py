@@ -18,7 +18,8 @@ LAYERS = (
      "evaluation.confusion", "evaluation.matching", "evaluation.per_image", "evaluation.objects",
      "evaluation.protocols", "evaluation.upsample", "evaluation.floors", "evaluation.collapse",
      "evaluation.geometry", "evaluation.readout", "evaluation.probe", "evaluation.knn",
-     "evaluation.tally", "sharding", "optimizer", "metrics", "config"},
+     "evaluation.tally", "sharding", "optimizer", "metrics", "config", "accumulation",
+     "program_cost"},
     # L1: models, losses, sources of images
     {"models", "models.position", "models.block_ops", "models.transformer", "models.vit",
      "models.architecture", "models.weight_files", "models.weight_names", "models.encoder_files",

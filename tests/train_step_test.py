@@ -1,15 +1,19 @@
-"""Tests of fs4_jax.train_step with FS4: one device, eight, and parameters split over four."""
+"""Tests of fs4_jax.train_step with FS4: one device, eight, parameters split, micro-batches."""
 
 import dataclasses
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 from absl.testing import absltest, parameterized
 
-from fs4_jax.config import default_config
+from fs4_jax.accumulation import micro_batches
+from fs4_jax.config import ConfigError, default_config
 from fs4_jax.run import prepare
 from fs4_jax.sharding import batch_sharding, make_mesh
+from fs4_jax.train_step import init_state, make_train_step
 
 _STEPS = 3
 _PIECES = ("pgg", "cae", "kernel", "sinkhorn")
@@ -221,6 +225,100 @@ class TrainStepTest(parameterized.TestCase):
         self.assertAlmostEqual(history[0]["loss"], history[0]["loss_pixel"], delta=1e-6)
         before, after = flat(first[0]), flat(state.params)
         self.assertEmpty([name for name in after if np.array_equal(before[name], after[name])])
+
+
+class Line:
+    """A method whose loss is a mean over examples, and whose `extra` notes what it has seen."""
+    frozen = ()
+
+    def init(self, key, images):
+        return {"head": {"kernel": jnp.array([0.5, -1.0])}}, {"seen": jnp.zeros(())}
+
+    def loss(self, params, teacher, extra, batch, key, step):
+        loss = jnp.mean((batch["x"] @ params["head"]["kernel"] - batch["y"]) ** 2)
+        seen = 10 * extra["seen"] + batch["x"][0, 0]
+        return loss, ({"loss_line": loss, "seen_before": extra["seen"]}, {"seen": seen})
+
+    def update_teacher(self, teacher, trained, step):
+        return teacher
+
+
+@functools.cache
+def descended(accumulate_steps, data, fsdp):
+    """(updates of the parameters, metrics) of one step of gradient descent, FS4 as a mean.
+
+    Sinkhorn's balance and the kernel's ratio are of a batch: switched off.
+    """
+    config = small_config(**{"batch_size": 16, "accumulate_steps": accumulate_steps,
+                             "fs4.sinkhorn.enabled": False, "fs4.kernel.enabled": False})
+    run, state = start(config, data, fsdp)
+    run = dataclasses.replace(run, optimizer=optax.sgd(0.1))
+    state = dataclasses.replace(state, opt_state=run.optimizer.init(state.params))
+    before = flat(state.params)
+    batch = random_batch(0, b=16) | {"valid": np.ones((16, 4, 4), bool)}
+    batch = jax.device_put(batch, batch_sharding(run.mesh))
+    state, metrics = run.jit_step(state)(state, batch)
+    after = flat(state.params)
+    return {name: after[name] - before[name] for name in after}, jax.device_get(metrics)
+
+
+class AccumulationTest(parameterized.TestCase):
+
+    def line_step(self, accumulate_steps):
+        """(state, metrics) after a step of gradient descent on the first examples of a line."""
+        method, optimizer = Line(), optax.sgd(0.1)
+        state = init_state(method, optimizer, jax.random.key(0), None)
+        x = np.arange(16, dtype=np.float32).reshape(8, 2) % 7
+        step = jax.jit(make_train_step(method, optimizer, accumulate_steps))
+        return step(state, {"x": x, "y": x[:, 0] - 2}, jax.random.key(1))
+
+    @parameterized.parameters(2, 4, 8)
+    def test_a_mean_over_examples_gives_the_same_update(self, number):
+        state, metrics = self.line_step(1)
+        parts, parts_metrics = self.line_step(number)
+        # Eight numbers summed in another order, in float32: 1e-6 relative.
+        np.testing.assert_allclose(parts.params["head"]["kernel"], state.params["head"]["kernel"],
+                                   rtol=1e-6)
+        for name in ("loss", "loss_line", "grad_norm"):
+            np.testing.assert_allclose(parts_metrics[name], metrics[name], rtol=1e-6)
+        self.assertEqual(int(parts.step), 1)
+
+    def test_extra_goes_from_each_micro_batch_to_the_next(self):
+        """Four micro-batches begin with rows 0 to 3, which begin with 0, 2, 4, 6."""
+        state, metrics = self.line_step(4)
+        self.assertEqual(float(state.extra["seen"]), 246)
+        self.assertEqual(float(metrics["seen_before"]), np.mean([0, 0, 2, 24]))
+
+    def test_no_row_moves_between_devices(self):
+        mesh = make_mesh({"data": 4, "fsdp": 2})
+        rows = jax.device_put(np.arange(32 * 3).reshape(32, 3), batch_sharding(mesh))
+        split = jax.jit(lambda rows: micro_batches(rows, 2))
+        parts = split(rows)
+        np.testing.assert_array_equal(parts[1], np.asarray(rows)[1::2])
+        held = {shard.device: shard.data for shard in rows.addressable_shards}
+        for shard in parts.addressable_shards:
+            self.assertEqual(shard.data.shape, (2, 2, 3))
+            np.testing.assert_array_equal(np.sort(shard.data.ravel()),
+                                          np.asarray(held[shard.device]).ravel())
+        program = split.lower(rows).compile().as_text()
+        for move in ("all-gather", "all-to-all", "collective-permute"):
+            self.assertNotIn(move, program)
+
+    @parameterized.named_parameters(("one_device", 1, 1), ("data_8", 8, 1), ("fsdp_4", 2, 4))
+    def test_fs4_without_its_balance(self, data, fsdp):
+        whole, whole_metrics = descended(1, 1, 1)
+        parts, metrics = descended(2, data, fsdp)
+        for name, want in whole.items():
+            # float32 sums in another order through an encoder: 1e-4 of a parameter's update.
+            off = np.linalg.norm(parts[name] - want)
+            self.assertLess(off, 1e-4 * np.linalg.norm(want) + 1e-7, name)
+        for name in ("loss", "loss_pixel", "loss_pgg", "grad_norm"):
+            np.testing.assert_allclose(metrics[name], whole_metrics[name], rtol=1e-5)
+
+    def test_a_batch_that_does_not_divide_names_both_keys(self):
+        with self.assertRaisesRegex(ConfigError, "config.batch_size=24 is not divisible by 8 "
+                                    "devices x config.accumulate_steps=2: use a multiple of 16"):
+            prepare(small_config(batch_size=24, accumulate_steps=2))
 
 
 class PredictTest(absltest.TestCase):

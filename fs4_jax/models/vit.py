@@ -30,6 +30,7 @@ VARIANTS = {
 # Those whose MLP is a SwiGLU, and its hidden width; the others have GELU and 4 * width.
 SWIGLU_WIDTHS = {"g": 4096, "S+": 1536, "H+": 5120}
 PATCHES = (4, 8, 14, 16)
+REMATS = ("none", "blocks")
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -118,6 +119,9 @@ class ViT(nn.Module):
         queries and keys of the patches are turned (`rope_angles`).
       mlp: "gelu" (two layers) or "swiglu" (gated).
       norm_epsilon: of all norms; DINOv3 has 1e-5.
+      remat: "none", or "blocks": a gradient keeps the input of each block alone and computes the
+        block again: a quarter more work for a fraction of the memory (on a CPU, XLA does the work
+        and saves nothing). Parameters and results are the same.
     """
 
     patch: int
@@ -134,6 +138,7 @@ class ViT(nn.Module):
     position: str = "bicubic"
     mlp: str = "gelu"
     norm_epsilon: float = 1e-6
+    remat: str = "none"
 
     @nn.compact
     def __call__(self, images, train=False, return_blocks=(), masked=None, mask_token=None,
@@ -187,6 +192,9 @@ class ViT(nn.Module):
             )
             if i + 1 == self._num_blocks() and (return_attention or return_keys):
                 x, told = block(x, train, angles, details=True)
+            elif self.remat == "blocks":
+                # A closure, as the angles are constants, which an argument would not be.
+                x = nn.remat(lambda block, x: block(x, train, angles))(block, x)
             else:
                 x = block(x, train, angles)
             if i + 1 in return_blocks:
@@ -243,7 +251,8 @@ class ViT(nn.Module):
             raise ValueError(f"num_heads={self.num_heads} does not divide width={self.width}")
         if not 0 <= self.drop_path < 1:
             raise ValueError(f"drop_path={self.drop_path} is not in [0, 1)")
-        for name, value, known in (("position", self.position, POSITIONS), ("mlp", self.mlp, MLPS)):
+        for name, value, known in (("position", self.position, POSITIONS), ("mlp", self.mlp, MLPS),
+                                   ("remat", self.remat, REMATS)):
             if value not in known:
                 raise ValueError(f"{name}={value!r} is unknown: one of {', '.join(known)}")
         last = self._num_blocks()
