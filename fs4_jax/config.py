@@ -61,6 +61,8 @@ def default_config():
             variant="S/16",       # {mu,Ti,S,B,L,H,g,S+,H+}/{4,8,14,16}
             weights="",           # a file, or the workdir of a run (dino's); "": random weights
             frozen=False,
+            # frozen only: this many draws of each image's views, encoded once; 0: every step
+            cached_views=0, cache_dir="",      # "": tokens/ in the workdir
             block=0,              # tokens after this many blocks; 0: all
             drop_path=0.0, layer_scale=0.0,
             remat="none",         # blocks: computed again in the backward pass, for less memory
@@ -91,9 +93,12 @@ def default_config():
             student_temperature=0.1,
             teacher="ema",        # ema | frozen (its encoder stays as it started)
             teacher_momentum=0.99,
+            overcluster=1,        # fine clusters for each class; they merge by average linkage
             fit_images=512,       # images that first centroids, PCA and prototypes are fitted on
             pixel=c(dict(weight=1.0, tokens=0)),                   # 0: every token
-            sinkhorn=c(dict(enabled=True, epsilon=0.05, num_iters=3, marginal_relaxation=1.0)),
+            # prior: equal shares of the clusters | running: the shares they have had
+            sinkhorn=c(dict(enabled=True, epsilon=0.05, num_iters=3, marginal_relaxation=1.0,
+                            prior="equal")),
             pgg=c(dict(enabled=True, weight=0.5, levels=(1, 2, 4), num_groups=0)),   # 0: K
             cae=c(dict(enabled=True, width=64, hidden=256, radius=2, position_sigma=1.5,
                        colour_sigma=0.5)),
@@ -125,7 +130,7 @@ def default_config():
 # What may change between two starts in one workdir: it does not touch the parameters.
 _FREE_KEYS = ("checkpoint.", "eval.", "log_every", "profile.", "data.eval_", "data.num_workers",
               "data.num_eval", "data.class_names", "data.num_classes", "mesh.", "sharding",
-              "encoder.remat")
+              "encoder.remat", "encoder.cache_dir")
 
 
 def flatten(config, prefix=""):
@@ -149,6 +154,7 @@ def check_config(config):
                           "most 255")
     choices = {"dtype": ("float32", "bfloat16"), "data.name": tuple(DATA_SETS),
                "data.crops": ("random", "five"), "fs4.teacher": ("ema", "frozen"),
+               "fs4.sinkhorn.prior": ("equal", "running"),
                "encoder.remat": ("none", "blocks"), "dino.centering": ("sinkhorn", "center")}
     flat = flatten(config)
     for key, allowed in choices.items():

@@ -18,6 +18,7 @@ from fs4_jax.models.vit import ViT, make_encoder
 from fs4_jax.models.encoder_files import load_encoder
 from fs4_jax.optimizer import make_optimizer
 from fs4_jax.sharding import batch_sharding, check_batch, make_mesh, replicated, tree_sharding
+from fs4_jax.token_cache import CachedViews
 from fs4_jax.train_step import init_state, make_train_step
 
 _ENCODER_FILE = "encoder.json"
@@ -39,17 +40,22 @@ class Run:
 
     @property
     def make_views(self):
-        """What is made of an image for training; its `keys` are what a step reads."""
+        """What is made of an image for training."""
         return self.method.make_views(self.config.data, self.image_size)
 
     def views(self, source, seed):
         """The training views of a source: a grain dataset of device arrays."""
-        config = self.config
+        cached = isinstance(source, CachedViews)
         dataset = train_dataset(
-            source, self.make_views, seed=seed, batch_size=config.batch_size,
-            num_workers=config.data.num_workers, process_index=jax.process_index(),
-            process_count=jax.process_count())
+            source, source if cached else self.make_views, seed=seed,
+            batch_size=self.config.batch_size,
+            num_workers=0 if cached else self.config.data.num_workers,    # nothing to decode
+            process_index=jax.process_index(), process_count=jax.process_count())
         return to_device(dataset, batch_sharding(self.mesh))
+
+    def batch_keys(self, source):
+        """What a step reads of a batch of `views(source, ...)`."""
+        return source.keys if isinstance(source, CachedViews) else self.make_views.keys
 
     def fit_batches(self, source, salt):
         """Views of about config.fs4.fit_images images, for fits; never the loop's own."""

@@ -13,6 +13,7 @@ from fs4_jax.config import remember_config
 from fs4_jax.evaluate import make_evaluator, partial_file, publish
 from fs4_jax.metrics import MetricsWriter
 from fs4_jax.run import checked_source, prepare, remember_encoder
+from fs4_jax.token_cache import cached_views
 from fs4_jax.train_step import restarted
 from fs4_jax.watch import Watch
 
@@ -40,6 +41,8 @@ def train(config, workdir):
     workdir.mkdir(parents=True, exist_ok=True)
     remember_config(config, workdir)
     remember_encoder(run, workdir)
+    if config.encoder.cached_views:
+        source = cached_views(run, source, config.encoder.cache_dir or workdir / "tokens")
     # Images that were trained on may hold unreadable ones; a split of its own may not.
     own_split = bool(config.data.eval_images or config.data.root or not config.data.images)
     evaluator = make_evaluator(run, eval_source, "eval",
@@ -52,7 +55,7 @@ def train(config, workdir):
         state, iterator = _start(run, source, checkpoints)
         first = int(state.step)
         writer.truncate_after(first)
-        step_fn, batch_keys = run.jit_step(state), run.make_views.keys
+        step_fn, batch_keys = run.jit_step(state), run.batch_keys(source)
         watch = Watch(config, source, writer, first)
 
         # ---- the loop: eval, save, next batch, step --------------------------------------------

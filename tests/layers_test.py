@@ -13,13 +13,13 @@ PACKAGE = pathlib.Path(__file__).resolve().parents[1] / "fs4_jax"
 # Modules below fs4_jax, lowest layer first; "data" stands for data/__init__.py alone.
 LAYERS = (
     # L0: pure functions of arrays, and settings
-    {"", "clustering", "clustering.kmeans", "clustering.sinkhorn", "affinity",
+    {"", "clustering", "clustering.kmeans", "clustering.merge", "clustering.sinkhorn",
+     "clustering.stream", "clustering.validity", "affinity",
      "affinity.windowed", "affinity.permutohedral", "affinity.crf", "evaluation",
      "evaluation.confusion", "evaluation.matching", "evaluation.per_image", "evaluation.objects",
      "evaluation.protocols", "evaluation.upsample", "evaluation.floors", "evaluation.collapse",
      "evaluation.geometry", "evaluation.readout", "evaluation.probe", "evaluation.knn",
-     "evaluation.tally", "sharding", "optimizer", "metrics", "config", "accumulation",
-     "program_cost"},
+     "evaluation.tally", "sharding", "optimizer", "metrics", "config"},
     # L1: models, losses, sources of images
     {"models", "models.position", "models.block_ops", "models.transformer", "models.vit",
      "models.architecture", "models.weight_files", "models.weight_names", "models.encoder_files",
@@ -34,12 +34,14 @@ LAYERS = (
      "evaluation.pictures", "evaluation.report", "evaluation.report_charts",
      "evaluation.report_training"},
     # L3: the step and the methods
-    {"train_step", "methods", "methods.base", "methods.fs4", "methods.dino", "methods.fs4_fit"},
+    {"train_step", "accumulation", "methods", "methods.base", "methods.fs4", "methods.dino",
+     "methods.fs4_fit"},
     # L4: what runs
-    {"run", "watch", "train", "evaluator", "eval_fits", "eval_scores", "token_probes",
-     "evaluate", "dry_run", "errors"},
+    {"run", "token_cache", "watch", "train", "evaluator", "eval_fits", "eval_scores",
+     "token_probes", "evaluate", "program_cost", "dry_run", "errors"},
     # L5: commands
-    {"main", "predict", "models.features", "models.weights", "evaluation.score", "data.prepare"},
+    {"main", "predict", "models.features", "models.weights", "evaluation.score", "data.prepare",
+     "clustering.choose_k"},
 )
 LAYER_OF = {module: level for level, modules in enumerate(LAYERS) for module in modules}
 

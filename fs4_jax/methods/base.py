@@ -7,7 +7,7 @@ class Method(Protocol):
     """A method; see `FS4` for the first of them.
 
     encoder: the Linen module. title: as people write its name. frozen: the keys of `params` that
-    are not trained ("encoder" or none). has_classes: whether `predict` gives logits of
+    are not trained. has_classes: whether `predict` gives logits of
     config.num_clusters classes; if not, it is looked at through k-means of its tokens.
     """
     encoder: Any
@@ -35,6 +35,10 @@ class Method(Protocol):
 
     def inference_params(self, params, teacher) -> Any:
         """The parameters that predict."""
+
+    def keep(self, params, batch) -> dict:
+        """What a frozen encoder sees of a batch's views, [b, ...] each, read by `loss` in their
+        place; a method that always trains its encoder has no `keep`."""
 
     def predict(self, params, images) -> dict:
         """images uint8 [b, H, W, 3] -> "logits" [b, h, w, k] if it has classes, "embedding"

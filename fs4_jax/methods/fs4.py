@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fs4_jax.clustering.merge import merge_clusters
 from fs4_jax.config import ConfigError
 from fs4_jax.data.views import TwoViews, ViewSettings
 from fs4_jax.losses.assignment import sample_at, swapped_prediction
@@ -25,8 +26,11 @@ from fs4_jax.losses.pyramid import cell_features, nearest_centroid, pyramid_loss
 from fs4_jax.methods import fs4_fit
 from fs4_jax.models.context_embedding import ContextEmbedding, appearance_cues
 from fs4_jax.models.heads import SegmentationHead
-from fs4_jax.models.prototypes import Prototypes
+from fs4_jax.models.prototypes import Prototypes, class_scores
 from fs4_jax.models.vit import normalize_images
+
+_SHARE_MOMENTUM = 0.95
+_KEPT = ("patch_tokens", "cls", "appearance")      # all that the head needs of a view
 
 
 def make_fs4(config, encoder):
@@ -43,14 +47,20 @@ def make_fs4(config, encoder):
         raise ConfigError(f"config.fs4.pgg.levels={tuple(pgg.levels)} asks for {max(pgg.levels)} "
                           f"cells on a side, but config.data.image_size={config.data.image_size} "
                           f"has {tokens} tokens there: lower one or raise the other")
-    head = SegmentationHead(config.num_clusters, embedding, pyramid)
-    frozen = ("encoder",) if config.encoder.frozen else ()
+    head = SegmentationHead(config.num_clusters * settings.overcluster, embedding, pyramid)
+    frozen = ("groups", "encoder") if config.encoder.frozen else ("groups",)
     return FS4(encoder, head, settings, config.num_clusters, frozen)
 
 
 @dataclasses.dataclass(frozen=True)
 class FS4:
-    """The Method; `extra` is {"centroids": {level: [k_l, d]}}, PGG's global groups."""
+    """The Method.
+
+    Pixels are assigned to fine clusters, `settings.overcluster` times num_clusters of them;
+    params["groups"] int32 [m] says which class each belongs to. `extra` is {"centroids": {level:
+    [k_l, d]}, "share": [m]}: PGG's global groups, and the running share of the pixels that each
+    fine cluster was assigned.
+    """
     encoder: Any
     head: SegmentationHead
     settings: Any
@@ -67,10 +77,14 @@ class FS4:
         images = normalize_images(images)
         encoder = self.encoder.init(key_encoder, images)["params"]
         tokens = self.encoder.apply({"params": encoder}, images)["patch_tokens"]
-        head = self.head.init(key_head, tokens, images)["params"]
+        appearance = appearance_cues(images, tokens.shape[1:3])
+        head = self.head.init(key_head, tokens, appearance)["params"]
         centroids = {level: jnp.zeros((num, tokens.shape[-1]))
                      for level, num in self.head.pyramid.items()}
-        return {"encoder": encoder, "head": head}, {"centroids": centroids}
+        fine = self.head.num_clusters
+        groups = jnp.arange(fine, dtype=jnp.int32) % self.num_clusters
+        return ({"encoder": encoder, "head": head, "groups": groups},
+                {"centroids": centroids, "share": jnp.full((fine,), 1 / fine, jnp.float32)})
 
     def encode(self, params, images, key=None):
         """The encoder's outputs for normalised images; drop path acts when a key is given."""
@@ -80,31 +94,61 @@ class FS4:
 
     def loss(self, params, teacher, extra, batch, key, step):
         key_path, key_tokens = jax.random.split(key)
-        # Views interleaved, so that a device keeps the images it has: [2 b, H, W, 3].
-        images = normalize_images(_interleave(batch["view1"], batch["view2"]))
-        if self.frozen:
-            seen = taught = jax.lax.stop_gradient(self.encode(params, images))
+        if "encoder" in self.frozen:
+            seen = taught = jax.lax.stop_gradient(self._look(params, batch))
         else:
-            seen = self.encode(params, images, key_path)
-            taught = jax.lax.stop_gradient(self.encode(teacher, images))
-        student = self._head(params, seen, images)
-        target = jax.lax.stop_gradient(self._head(teacher, taught, images))
-        logits = student["cosines"] / self.settings.student_temperature
+            seen = self._look(params, batch, key_path)
+            taught = jax.lax.stop_gradient(self._look(teacher, batch))
+        student = self._head(params, seen)
+        target = jax.lax.stop_gradient(self._head(teacher, taught))
+        temperature = self.settings.student_temperature
+        logits = student["cosines"] / temperature
+        scores = self._scores(params, student["cosines"])
 
-        terms = {"pixel": self._pixel_loss(logits, target["cosines"], batch, key_tokens)}
+        pixel, share = self._pixel_loss(logits, target["cosines"], batch, key_tokens,
+                                        extra["share"])
+        terms = {"pixel": pixel}
         if self.head.pyramid:
             terms["pgg"] = self._pgg_loss(student["cells"], taught, extra["centroids"])
         if self.settings.kernel.enabled:
-            terms["kernel"] = self._kernel_loss(logits, images, taught["patch_tokens"])
+            terms["kernel"] = self._kernel_loss(scores / temperature, taught)
         weighted = {name: self.settings[name].weight * term for name, term in terms.items()}
         metrics = {f"loss_{name}": term for name, term in terms.items()}
-        return sum(weighted.values()), (metrics | telemetry(logits), extra)
+        metrics |= telemetry(scores / temperature)
+        return sum(weighted.values()), (metrics, extra | {"share": share})
 
-    def _head(self, params, encoded, images, pyramid=True):
-        return self.head.apply({"params": params["head"]}, encoded["patch_tokens"], images, pyramid)
+    def _look(self, params, batch, key=None):
+        """The encoder's outputs and the "appearance" of both views, or what is kept of them.
 
-    def _pixel_loss(self, logits, cosines, batch, key):
-        """Both views read at the places of view 1's tokens, then swapped prediction."""
+        Views are interleaved, so that a device keeps the images it has: [2 b, ...].
+        """
+        if "patch_tokens" in batch:
+            return {name: batch[name].reshape(-1, *batch[name].shape[2:]) for name in _KEPT}
+        images = normalize_images(_interleave(batch["view1"], batch["view2"]))
+        return self._look_at(params, images, key)
+
+    def _look_at(self, params, images, key=None):
+        seen = self.encode(params, images, key)
+        return seen | {"appearance": appearance_cues(images, seen["patch_tokens"].shape[1:3])}
+
+    def keep(self, params, batch):
+        """What a frozen encoder sees of a batch's views, float16; `loss` reads it in their place.
+
+        "patch_tokens" [b, 2, h, w, d], "cls" [b, 2, d], "appearance" [b, 2, h, w, a].
+        """
+        seen = self._look(params, batch)
+        return {name: seen[name].reshape(-1, 2, *seen[name].shape[1:]).astype(jnp.float16)
+                for name in _KEPT}
+
+    def _head(self, params, seen, pyramid=True):
+        return self.head.apply({"params": params["head"]}, seen["patch_tokens"],
+                               seen["appearance"], pyramid)
+
+    def _pixel_loss(self, logits, cosines, batch, key, share):
+        """Both views read at the places of view 1's tokens, then swapped prediction.
+
+        Returns (loss, running share of the clusters).
+        """
         position, valid = batch["correspondence"], batch["valid"]
         (s1, s2), (t1, t2) = _views(logits), _views(cosines)
         places = [s1, sample_at(s2, position), t1, sample_at(t2, position), valid]
@@ -116,10 +160,13 @@ class FS4:
             places = [jax.vmap(lambda x, i: x[i])(x, chosen) for x in places]
         places = [x.reshape(-1, *x.shape[2:]) for x in places]
         sinkhorn = self.settings.sinkhorn
-        losses, _ = swapped_prediction(
+        losses, assignment = swapped_prediction(
             *places, epsilon=sinkhorn.epsilon, num_iters=sinkhorn.num_iters,
-            marginal_relaxation=sinkhorn.marginal_relaxation, balanced=sinkhorn.enabled)
-        return jnp.sum(losses) / jnp.maximum(jnp.sum(places[-1]), 1)
+            marginal_relaxation=sinkhorn.marginal_relaxation, balanced=sinkhorn.enabled,
+            prior=share if sinkhorn.prior == "running" else None)
+        number = jnp.maximum(jnp.sum(places[-1]), 1)
+        seen = jnp.sum(assignment, axis=(0, 1)) / (2 * number)
+        return jnp.sum(losses) / number, share + (1 - _SHARE_MOMENTUM) * (seen - share)
 
     def _pgg_loss(self, cell_logits, taught, centroids):
         labels = {}
@@ -128,10 +175,10 @@ class FS4:
             labels[level] = nearest_centroid(cells, centroids[level])
         return pyramid_loss(cell_logits, labels)
 
-    def _kernel_loss(self, logits, images, patch_tokens):
+    def _kernel_loss(self, logits, taught):
         kernel = self.settings.kernel
-        colour = appearance_cues(images, logits.shape[1:3])[..., :3]
-        return kernel_loss(jax.nn.softmax(logits), colour, patch_tokens, radius=kernel.radius,
+        return kernel_loss(jax.nn.softmax(logits), taught["appearance"][..., :3],
+                           taught["patch_tokens"], radius=kernel.radius,
                            position_sigma=kernel.position_sigma, colour_sigma=kernel.colour_sigma,
                            feature_sigma=kernel.feature_sigma)
 
@@ -148,15 +195,20 @@ class FS4:
         return params if self.settings.teacher == "frozen" else {**params, **teacher}
 
     def predict(self, params, images):
-        images = normalize_images(images)
-        encoded = self.encode(params, images)
-        head = self._head(params, encoded, images, pyramid=False)
-        return {"logits": head["cosines"], "embedding": head["embedding"],
-                "patch_tokens": encoded["patch_tokens"]}
+        seen = self._look_at(params, normalize_images(images))
+        head = self._head(params, seen, pyramid=False)
+        return {"logits": self._scores(params, head["cosines"]), "embedding": head["embedding"],
+                "patch_tokens": seen["patch_tokens"]}
 
     def classify(self, params, embedding):
         prototypes = {"params": params["head"]["classifier"]}
-        return Prototypes(self.num_clusters).apply(prototypes, embedding)
+        cosines = Prototypes(self.head.num_clusters).apply(prototypes, embedding)
+        return self._scores(params, cosines)
+
+    def _scores(self, params, cosines):
+        """Class scores [..., num_clusters], in cosines, of the fine clusters' cosines."""
+        return class_scores(cosines, params["groups"], self.num_clusters,
+                            self.settings.student_temperature)
 
     def fit(self, params, extra, batches, key):
         """First centroids, projection and prototypes, from the encoder's own tokens."""
@@ -168,16 +220,18 @@ class FS4:
         head = {**params["head"]}
         head["context"] = {**head["context"], "project": projection}
         embedding = fs4_fit.embed(self.head, head, gathered)
-        head["classifier"] = {"prototypes": fs4_fit.fit_prototypes(embedding, self.num_clusters,
-                                                                   key)}
-        return {**params, "head": head}, {"centroids": centroids}
+        fitted = fs4_fit.fit_prototypes(embedding, self.head.num_clusters, key)
+        head["classifier"] = {"prototypes": fitted.centroids}
+        groups = merge_clusters(fitted.centroids, fitted.counts, self.num_clusters)
+        return {**params, "head": head, "groups": groups}, {"centroids": centroids,
+                                          "share": fitted.counts / jnp.sum(fitted.counts)}
 
     def refit(self, params, teacher, extra, batches, key):
         """Centroids from the teacher's present tokens, each begun where it was: same identity."""
         params = self.inference_params(params, teacher)
         gathered = fs4_fit.gather(functools.partial(_gathered, self), params, batches)
-        return {"centroids": fs4_fit.fit_centroids(gathered["cells"], self.head.pyramid, key,
-                                                   start=extra["centroids"])}
+        return extra | {"centroids": fs4_fit.fit_centroids(
+            gathered["cells"], self.head.pyramid, key, start=extra["centroids"])}
 
 
 def telemetry(logits):
@@ -207,11 +261,12 @@ def _views(x):
 
 def _gathered(method, params, batch):
     """What the fits need of one batch; jitted by the caller."""
-    images = normalize_images(_interleave(batch["view1"], batch["view2"]))
-    encoded = method.encode(params, images)
-    cues = ContextEmbedding(**method.head.embedding).cues(encoded["patch_tokens"], images)
-    (cues1, cues2), (tokens, _) = _views(cues), _views(encoded["patch_tokens"])
-    cells = {level: cell_features(tokens, _views(encoded["cls"])[0], int(level))
+    seen = method._look(params, batch)
+    cues = ContextEmbedding(**method.head.embedding).cues(seen["patch_tokens"],
+                                                          seen["appearance"])
+    (cues1, cues2), first = _views(cues), {name: _views(seen[name])[0] for name in _KEPT}
+    cells = {level: cell_features(first["patch_tokens"], first["cls"], int(level))
              for level in method.head.pyramid}
     pairs = fs4_fit.scatter(cues1, sample_at(cues2, batch["correspondence"]), batch["valid"])
-    return {"images": batch["view1"], "patch_tokens": tokens, "cells": cells, "scatter": pairs}
+    return {"patch_tokens": first["patch_tokens"], "appearance": first["appearance"],
+            "cells": cells, "scatter": pairs}

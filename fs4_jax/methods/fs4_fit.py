@@ -7,7 +7,6 @@ import scipy.linalg
 
 from fs4_jax.clustering import kmeans
 from fs4_jax.clustering.kmeans import unit_length
-from fs4_jax.models.vit import normalize_images
 
 _RESTARTS = 3
 _RIDGE = 0.1              # of the mean variance: keeps directions that are all noise small
@@ -102,23 +101,23 @@ def consistent_projection(sums, width):
 def embed(head, head_params, gathered, batch=32):
     """The head's embeddings of gathered tokens, a sample of at most `_MAX_POINTS`: [n, c]."""
     @jax.jit
-    def step(tokens, images):
-        return head.apply({"params": head_params}, tokens, normalize_images(images))["embedding"]
+    def step(tokens, appearance):
+        return head.apply({"params": head_params}, tokens, appearance)["embedding"]
 
-    tokens, images = gathered["patch_tokens"], gathered["images"]
-    parts = [np.asarray(step(tokens[i:i + batch], images[i:i + batch]))
+    tokens, appearance = gathered["patch_tokens"], gathered["appearance"]
+    parts = [np.asarray(step(tokens[i:i + batch], appearance[i:i + batch]))
              for i in range(0, len(tokens), batch)]
     points = np.concatenate([part.reshape(-1, part.shape[-1]) for part in parts])
     return points
 
 
 def fit_prototypes(embedding, num_clusters, key):
-    """Spherical k-means of embeddings [n, c]: float32 [num_clusters, c]."""
+    """Spherical k-means of embeddings [n, c]: a KMeansResult."""
     if len(embedding) < num_clusters:
         raise ValueError(f"{len(embedding)} tokens can not form config.num_clusters="
                          f"{num_clusters} clusters: use more or larger images")
     return _best(embedding, num_clusters, jax.random.fold_in(key, 1000), "k-means++",
-                 spherical=True).centroids
+                 spherical=True)
 
 
 def _best(points, num_clusters, key, init, spherical=False):

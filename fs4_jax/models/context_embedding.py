@@ -17,8 +17,9 @@ NUM_TEXTURE_CUES = 1 + 4 * _NUM_SCALES
 
 
 class ContextEmbedding(nn.Module):
-    """patch_tokens [b, h, w, d], images [b, H, W, 3] -> embedding float32 [b, h, w, width].
+    """patch_tokens [b, h, w, d], appearance [b, h, w, a] -> embedding float32 [b, h, w, width].
 
+    appearance: of `appearance_cues`.
     width: channels of the embedding. hidden: of the fusion. radius, position_sigma: the window,
     in tokens. colour_sigma: in ImageNet-normalised colour. context: False leaves a linear map
     of the tokens alone.
@@ -31,13 +32,12 @@ class ContextEmbedding(nn.Module):
     context: bool = True
 
     @nn.compact
-    def __call__(self, patch_tokens, images):
-        cues = self.cues(patch_tokens, images)
+    def __call__(self, patch_tokens, appearance):
+        cues = self.cues(patch_tokens, appearance)
         base = nn.Dense(self.width, name="project")(cues)
         if not self.context:
             return base
         b, h, w, _ = base.shape
-        appearance = cues[..., patch_tokens.shape[-1]:]
         gathered = windowed_average(base, appearance[..., :3] / self.colour_sigma,
                                     radius=self.radius, position_sigma=self.position_sigma)
         position = jnp.broadcast_to(position_cues(h, w), (b, h, w, 8))
@@ -48,12 +48,11 @@ class ContextEmbedding(nn.Module):
         fused = nn.Dense(self.width, name="out", kernel_init=nn.initializers.zeros)(fused)
         return gathered + fused
 
-    def cues(self, patch_tokens, images):
+    def cues(self, patch_tokens, appearance):
         """What is projected, float32: the tokens, with context their low-level appearance too."""
         patch_tokens = patch_tokens.astype(jnp.float32)
         if not self.context:
             return patch_tokens
-        appearance = appearance_cues(images, patch_tokens.shape[1:3])
         return jnp.concatenate([patch_tokens, appearance], axis=-1)
 
 

@@ -10,7 +10,7 @@ from fs4_jax.models.prototypes import Prototypes
 
 
 class SegmentationHead(nn.Module):
-    """patch_tokens [b, h, w, d], images [b, H, W, 3] -> dict.
+    """patch_tokens [b, h, w, d], appearance [b, h, w, a] -> dict.
 
     "embedding" [b, h, w, c], "cosines" [b, h, w, num_clusters] in [-1, 1], "cells": {level:
     logits [b, l, l, k_l]}, left out with pyramid=False.
@@ -22,8 +22,8 @@ class SegmentationHead(nn.Module):
     pyramid: Mapping
 
     @nn.compact
-    def __call__(self, patch_tokens, images, pyramid=True):
-        embedding = ContextEmbedding(**self.embedding, name="context")(patch_tokens, images)
+    def __call__(self, patch_tokens, appearance, pyramid=True):
+        embedding = ContextEmbedding(**self.embedding, name="context")(patch_tokens, appearance)
         cosines = Prototypes(self.num_clusters, name="classifier")(embedding)
         if not pyramid:               # any grid is segmented, also one too small for the cells
             return {"embedding": embedding, "cosines": cosines}

@@ -1,6 +1,7 @@
 """Prototypes: one unit vector for each cluster; a pixel's logits are its cosines to them."""
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from fs4_jax.clustering.kmeans import unit_length
@@ -17,3 +18,20 @@ class Prototypes(nn.Module):
         # Float32 on accelerators too: the teacher's cosines are divided by a small epsilon.
         return jnp.matmul(unit_length(embedding.astype(jnp.float32)), unit_length(prototypes).T,
                           precision="highest")
+
+
+def class_scores(cosines, groups, num_classes, temperature):
+    r"""Scores of classes that consist of several prototypes each: a soft maximum.
+
+    .. math:: s_c = \tau \log \sum_{j: g_j = c} e^{\cos_j / \tau}
+
+    Args:
+      cosines: float [..., m]. groups: int [m], each prototype's class; every class has one.
+      num_classes: of them. temperature: > 0.
+
+    Returns:
+      float32 [..., num_classes]; the cosines themselves where each class has one prototype.
+    """
+    member = groups[:, None] == jnp.arange(num_classes)
+    scores = jnp.where(member, cosines.astype(jnp.float32)[..., None] / temperature, -jnp.inf)
+    return temperature * jax.nn.logsumexp(scores, axis=-2)
