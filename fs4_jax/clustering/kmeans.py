@@ -73,7 +73,8 @@ def _best_of(x, key, centroids, valid, *, init, num_clusters, num_iters, spheric
     x, weight = prepare_points(x, spherical, valid)
 
     def run(key):
-        start = start_centroids(x, num_clusters, key, centroids if init is None else init, spherical, weight)
+        start = start_centroids(x, num_clusters, key, centroids if init is None else init,
+                                spherical, weight)
         return _lloyd(x, start, num_iters, spherical, weight)
 
     if restarts == 1:
