@@ -110,7 +110,7 @@ def report(run, cost):
         "a device needs": f"{_gb(needs)}, counting the "
                           f"{'live arrays' if platform == 'cpu' else 'compiled temporaries'}",
     }
-    if config.encoder.get("cached_views"):
+    if config.encoder.cached_views:
         facts["cached views"] = "counted as if every step encoded its views: costs less"
     lines = ["dry run: nothing is trained, nothing is written", ""]
     lines += [f"{name:<15} {text}" for name, text in facts.items()]

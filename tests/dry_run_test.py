@@ -113,7 +113,7 @@ class DryRunTest(parameterized.TestCase):
         state = run.create_state()
         for name, part in state.params.items():
             self.assertEqual(cost.parameters[name], sum(x.size for x in jax.tree.leaves(part)))
-        self.assertEqual(cost.trained, sum(cost.parameters.values()))
+        self.assertEqual(cost.trained, sum(x.size for x in jax.tree.leaves(state.teacher)))
         local = [x.addressable_shards[0].data for x in jax.tree.leaves(state)]
         self.assertEqual(cost.state, sum(x.size * x.dtype.itemsize for x in local))
         source = checked_source(run.config, "train")
