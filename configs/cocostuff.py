@@ -12,7 +12,7 @@ Commands:
   (S/14, which the first command has, B/14), frozen unless --config.encoder.frozen=False
   python -m fs4_jax.main --config=configs/cocostuff.py:small --workdir=W --config.data.root=ROOT
 Cost, by --dry_run: 256 images of 224 pixels a step, two views, 4,000 steps on 8 TPU v5e of which
-40 % are used, and what a device needs at most (of 16 GB); no accelerator was there to measure on.
+40 % are used, and what a device needs of its 16 GB; no accelerator was there to measure on.
           frozen               with the encoder trained
   S/16    30 s,    0.4 GB      2 min,   3.5 GB
   S/14    40 s,    0.5 GB      2.7 min, 4.4 GB

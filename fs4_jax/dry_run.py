@@ -36,7 +36,7 @@ class Cost:
 
     parameters: {"encoder": n, "head": n}; trained: how many of them are. flops: of a step's
     matrix products, on all devices; xla_flops: what XLA counts. state, batch: exact. temporaries:
-    the compiled program's, on the platform here. live: of any platform's, an upper bound.
+    the compiled program's, on the platform here. live: `live_bytes`, on any platform.
     """
     parameters: dict
     trained: int
@@ -88,7 +88,8 @@ def report(run, cost):
     """The lines printed."""
     config, devices = run.config, run.mesh.size
     platform = jax.devices()[0].platform
-    parts = ", ".join(f"{name} {_short(number)}" for name, number in cost.parameters.items())
+    parts = ", ".join(f"{name} {_short(number).strip()}"
+                      for name, number in cost.parameters.items())
     steps, rows = config.total_steps, config.batch_size
     needs = cost.needs(platform)
     facts = {
@@ -105,7 +106,7 @@ def report(run, cost):
                   "at all",
         "state": f"{_gb(cost.state)} on each device (parameters, moments, teacher, the rest)",
         "batch": _gb(cost.batch),
-        "temporaries": f"{_gb(cost.temporaries)} as compiled for {platform} here; at most "
+        "temporaries": f"{_gb(cost.temporaries)} as compiled for {platform} here; "
                        f"{_gb(cost.live)} of live arrays in program order",
         "a device needs": f"{_gb(needs)}, counting the "
                           f"{'live arrays' if platform == 'cpu' else 'compiled temporaries'}",
