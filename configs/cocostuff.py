@@ -6,7 +6,7 @@ Data: ROOT/images/{train2017,val2017}/ID.jpg, ROOT/annotations/{train2017,val201
 official stuffthingmaps) and, where it is there, the curated list
 ROOT/curated/{train2017,val2017}/Coco164kFull_Stuff_Coarse_7.txt (49,629 and 2,175 ids).
 Commands:
-  python -m fs4_jax.main --config=configs/cocostuff.py --workdir=W --config.data.root=ROOT \
+  python -m fs4_jax.main --config=configs/cocostuff.py --workdir=W --config.data.root=ROOT \\
       --config.encoder.weights=FILE.safetensors
   another encoder: configs/cocostuff.py:SIZE/PATCH with weights of DINO (S/16, S/8, B/8) or DINOv2
   (S/14, which the first command has, B/14), frozen unless --config.encoder.frozen=False

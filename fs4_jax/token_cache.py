@@ -5,9 +5,9 @@ views are drawn n times, encoded once, and every step reads one of the n: it cos
 costs. The folder is memory mapped, shared by runs (seeds) that ask for the same, refused to others.
 """
 
+import collections
 import concurrent.futures
 import dataclasses
-import hashlib
 import itertools
 import json
 import pathlib
@@ -19,7 +19,9 @@ import numpy as np
 
 from fs4_jax.config import ConfigError
 from fs4_jax.data.images import UnreadableImage
+from fs4_jax.data.pipeline import image_of
 from fs4_jax.metrics import ProgressLine
+from fs4_jax.models.encoder_files import fingerprint
 from fs4_jax.sharding import batch_sharding, replicated, round_up
 
 _MANIFEST, _PROGRESS = "manifest.json", "progress.json"
@@ -114,10 +116,7 @@ class _Views:
     def __call__(self, row):
         draw, i = divmod(row, len(self._source))
         try:
-            if hasattr(type(self._source), "image"):
-                image = self._source.image(i, at_least=self._make_views.least_side)
-            else:
-                image = self._source[i]["image"]
+            image = image_of(self._source, i, self._make_views.least_side)
         except UnreadableImage as error:
             return i, str(error)
         return i, self._make_views(image, np.random.default_rng((_SEED, draw, i)))
@@ -129,36 +128,41 @@ def _encode_rest(run, views, folder, progress, total):
     params = jax.device_put(run.encoder_params, replicated(run.mesh))
     encode = jax.jit(lambda params, batch: run.method.keep({"encoder": params}, batch),
                      out_shardings=replicated(run.mesh))
-    line, first = ProgressLine(total, progress["done"], unit="caching tokens"), progress["done"]
+    first = progress["done"]
+    line, arrays = ProgressLine(total, first, unit="caching tokens"), None
     began = saved = time.monotonic()
-    arrays = None
-    with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-        starts = range(first, total, size)
-        ahead = (_submit(pool, views, start, min(start + size, total)) for start in starts)
-        queue = list(itertools.islice(ahead, 2))
-        for start in starts:
-            loaded = [future.result() for future in queue.pop(0)]
-            queue.extend(itertools.islice(ahead, 1))
-            good = [row for row, (_, views_) in enumerate(loaded) if not isinstance(views_, str)]
-            for i, reason in (pair for pair in loaded if isinstance(pair[1], str)):
-                if i not in progress["unreadable"]:
-                    progress["unreadable"].append(i)
-                    line.note(f"skipped {reason}")
-            if good:
-                batch = _stacked([loaded[row][1] for row in good], size)
-                kept = jax.device_get(encode(params, jax.device_put(
-                    batch, batch_sharding(run.mesh))))
-                kept |= {name: batch[name] for name in ("correspondence", "valid")}
-                arrays = arrays or _open(folder, kept, total)
-                for name, values in kept.items():
-                    arrays[name][start + np.array(good)] = values[:len(good)]
-            progress["done"] = start + len(loaded)
-            line.update(progress["done"], {"images_per_second": (progress["done"] - first) /
-                                           (time.monotonic() - began)})
-            if progress["done"] == total or time.monotonic() - saved > _FLUSH_SECONDS:
-                _save(folder, arrays, progress)
-                saved = time.monotonic()
+    for start, loaded in _read_ahead(views, range(first, total, size), size, total):
+        for i, reason in (pair for pair in loaded if isinstance(pair[1], str)):
+            if i not in progress["unreadable"]:
+                progress["unreadable"].append(i)
+                line.note(f"skipped {reason}")
+        good = [row for row, (_, drawn) in enumerate(loaded) if not isinstance(drawn, str)]
+        if good:
+            batch = _stacked([loaded[row][1] for row in good], size)
+            kept = jax.device_get(encode(params, jax.device_put(batch, batch_sharding(run.mesh))))
+            kept |= {name: batch[name] for name in ("correspondence", "valid")}
+            arrays = arrays or _open(folder, kept, total)
+            for name, values in kept.items():
+                arrays[name][start + np.array(good)] = values[:len(good)]
+        progress["done"] = start + len(loaded)
+        line.update(progress["done"], {"images_per_second": (progress["done"] - first) /
+                                       (time.monotonic() - began)})
+        if progress["done"] == total or time.monotonic() - saved > _FLUSH_SECONDS:
+            _save(folder, arrays, progress)
+            saved = time.monotonic()
     line.close()
+
+
+def _read_ahead(views, starts, size, total):
+    """Yields (start, what `views` says of its rows); threads draw the next batches meanwhile."""
+    with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+        drawn = ([pool.submit(views, row) for row in range(start, min(start + size, total))]
+                 for start in starts)
+        ahead = collections.deque(itertools.islice(drawn, 2))
+        for start in starts:
+            loaded = [future.result() for future in ahead.popleft()]
+            ahead.extend(itertools.islice(drawn, 1))
+            yield start, loaded
 
 
 def _check(run):
@@ -176,19 +180,16 @@ def _check(run):
 
 def _plan(run, source, draws):
     """What a cache must agree with, all of it: weights, data and geometry."""
-    config, encoder = run.config, run.method.encoder
-    names = hashlib.sha256()
-    for i in range(len(source)):
+    def size(i):
         try:
-            names.update(f"{source.example_name(i)} {source.size(i)};".encode())
+            return source.size(i)
         except UnreadableImage:
-            names.update(f"{source.example_name(i)} unreadable;".encode())
-    weights = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(run.encoder_params):
-        weights.update(jax.tree_util.keystr(path).encode())
-        weights.update(np.ascontiguousarray(leaf).tobytes())
-    return {"weights": weights.hexdigest()[:16], "block": encoder.block or encoder.depth,
-            "dtype": config.dtype, "images": names.hexdigest()[:16], "num_images": len(source),
+            return "unreadable"
+
+    images = [np.array(f"{source.example_name(i)} {size(i)}") for i in range(len(source))]
+    encoder = run.method.encoder
+    return {"weights": fingerprint(run.encoder_params), "block": encoder.block or encoder.depth,
+            "dtype": run.config.dtype, "images": fingerprint(images), "num_images": len(source),
             "views": str(run.make_views), "cached_views": draws}
 
 
@@ -210,10 +211,6 @@ def _claim(folder, plan):
     except OSError as error:
         raise ConfigError(f"config.encoder.cache_dir={folder} can not be written: "
                           f"{error.strerror}") from error
-
-
-def _submit(pool, views, start, stop):
-    return [pool.submit(views, row) for row in range(start, stop)]
 
 
 def _stacked(examples, size):

@@ -4,8 +4,6 @@ import contextlib
 import io
 import itertools
 import json
-import pathlib
-import tempfile
 from unittest import mock
 
 import jax
@@ -19,23 +17,21 @@ from fs4_jax.models.encoder_files import export_encoder
 from fs4_jax.models.vit import make_encoder
 from fs4_jax.run import checked_source, prepare
 from fs4_jax.token_cache import cached_views
+from tests.data.files import FolderCase
 from tests.train_test import quietly, restored, tiny_config
 
 
-class TokenCacheTest(absltest.TestCase):
+class TokenCacheTest(FolderCase):
 
     def setUp(self):
         super().setUp()
-        folder = tempfile.TemporaryDirectory()
-        self.addCleanup(folder.cleanup)
-        self.dir = pathlib.Path(folder.name)
         self.config = self.with_weights("first", 0)
         self.run_ = prepare(self.config)
         self.source = checked_source(self.config, "train")
 
     def with_weights(self, name, seed, **encoder):
         """A tiny config with random weights from a file, frozen, two draws."""
-        path = self.dir / f"{name}.safetensors"
+        path = self.root / f"{name}.safetensors"
         if not path.exists():
             model = make_encoder("mu/8", image_size=32)
             params = model.init(jax.random.key(seed), np.zeros((1, 32, 32, 3), np.float32))
@@ -46,7 +42,7 @@ class TokenCacheTest(absltest.TestCase):
 
     def made(self, folder="cache", run=None, source=None):
         with contextlib.redirect_stderr(io.StringIO()) as self.told:
-            return cached_views(run or self.run_, source or self.source, self.dir / folder)
+            return cached_views(run or self.run_, source or self.source, self.root / folder)
 
     def test_the_loss_of_kept_tokens_is_that_of_the_views(self):
         cache = self.made()
@@ -84,7 +80,7 @@ class TokenCacheTest(absltest.TestCase):
               mock.patch.object(token_cache, "_FLUSH_SECONDS", -1.0),
               self.assertRaises(KeyboardInterrupt)):
             self.made("parts")
-        self.assertEqual(json.loads((self.dir / "parts/progress.json").read_text())["done"], 16)
+        self.assertEqual(json.loads((self.root / "parts/progress.json").read_text())["done"], 16)
         calls = itertools.count()
         with mock.patch.object(token_cache, "_stacked", lambda *args: (next(calls),
                                                                        stacked(*args))[1]):
@@ -107,8 +103,8 @@ class TokenCacheTest(absltest.TestCase):
             with self.subTest(differs), self.assertRaisesRegex(ConfigError,
                                                                f"another one:(.|\n)*{differs}:"):
                 self.made(run=prepare(config), source=checked_source(config, "train"))
-        (self.dir / "cache" / "cls.npy").unlink()
-        np.save(self.dir / "cache" / "cls.npy", np.zeros((3, 4), np.float16))
+        (self.root / "cache" / "cls.npy").unlink()
+        np.save(self.root / "cache" / "cls.npy", np.zeros((3, 4), np.float16))
         with self.assertRaisesRegex(ConfigError, "cache is damaged: remove it"):
             self.made()
 
@@ -147,11 +143,11 @@ class TokenCacheTest(absltest.TestCase):
     def test_runs_share_a_cache_and_the_same_seed_gives_the_same_bits(self):
         states = []
         for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-            config = self.with_weights("first", 0, cache_dir=str(self.dir / "shared"))
+            config = self.with_weights("first", 0, cache_dir=str(self.root / "shared"))
             config.seed = seed
-            self.assertEqual(quietly(train.train, config, self.dir / name)[0], 0)
-            self.assertFalse((self.dir / name / "tokens").exists())
-            states.append(restored(config, self.dir / name)[2]["head"])
+            self.assertEqual(quietly(train.train, config, self.root / name)[0], 0)
+            self.assertFalse((self.root / name / "tokens").exists())
+            states.append(restored(config, self.root / name)[2]["head"])
         jax.tree.map(np.testing.assert_array_equal, states[0], states[1])
         self.assertNotEqual(states[0]["classifier"]["prototypes"].tobytes(),
                             states[2]["classifier"]["prototypes"].tobytes())

@@ -21,12 +21,12 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from absl import app, flags, logging
+from absl import app, flags
 
 from fs4_jax.clustering.kmeans import kmeans, unit_length
 from fs4_jax.clustering.validity import adjusted_rand, silhouette
 from fs4_jax.config import ConfigError
-from fs4_jax.errors import explained
+from fs4_jax.errors import command
 from fs4_jax.evaluation import report_charts
 from fs4_jax.models.features import read_features
 
@@ -45,11 +45,8 @@ class Candidate(NamedTuple):
 
 
 def main(argv):
-    if len(argv) > 1:
-        raise app.UsageError(f"unknown arguments: {' '.join(argv[1:])}")
-    logging.set_verbosity(logging.WARNING)
     args = flags.FLAGS
-    with explained():
+    with command(argv):
         out = pathlib.Path(args.out)
         if out.suffix != ".html" or not os.access(out.absolute().parent, os.W_OK):
             raise ConfigError(f"--out={out} must be an .html file in a folder that can be written")

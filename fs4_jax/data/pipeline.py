@@ -102,7 +102,7 @@ class _MakeViews(grain.transforms.RandomMap):
     def _readable(self, index):
         for i in itertools.chain(range(index, len(self._source)), range(index)):
             try:
-                return i, _image(self._source, i, self._make_views.least_side)
+                return i, image_of(self._source, i, self._make_views.least_side)
             except UnreadableImage as error:
                 reason = error
         raise DataError(f"none of the {len(self._source)} images can be read; the last: {reason}")
@@ -238,7 +238,7 @@ def eval_batches(source, *, batch_size, image_size, patch, on_unreadable="raise"
                 left_out.append((source.example_name(i), str(result)))
 
     def load(i, shape):
-        example = source[i] if with_labels else {"image": _image(source, i)}
+        example = source[i] if with_labels else {"image": image_of(source, i)}
         image, label = example["image"], example.get("label")
         # Not the whole example: a batch of full photographs would fill the memory.
         return resize_image(image, shape), (image if label is None else label).shape[:2], label
@@ -281,7 +281,7 @@ def _collate(loaded, shape, batch_size, with_labels):
     return batch
 
 
-def _image(source, i, at_least=None):
+def image_of(source, i, at_least=None):
     """Image i of a source; its label stays unread where the source knows how."""
     if hasattr(type(source), "image"):
         return source.image(i, at_least=at_least)

@@ -31,11 +31,9 @@ def fit_floor(points, num_clusters, seed, *, spherical):
       spherical: cosine k-means rather than Euclidean.
     """
     points, = _drawn(seed, points)
-    run = jax.jit(kmeans, static_argnames=("num_clusters", "num_iters", "spherical"))
-    results = [run(jnp.asarray(points), num_clusters, key=key, num_iters=_ITERATIONS,
-                   spherical=spherical)
-               for key in jax.random.split(jax.random.key(seed), _RESTARTS)]
-    return np.asarray(min(results, key=lambda r: float(r.inertia)).centroids)
+    result = kmeans(jnp.asarray(points), num_clusters, key=jax.random.key(seed),
+                    num_iters=_ITERATIONS, spherical=spherical, restarts=_RESTARTS)
+    return np.asarray(result.centroids)
 
 
 def fit_strong(tokens, places, num_clusters, seed):

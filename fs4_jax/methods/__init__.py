@@ -14,5 +14,4 @@ def make_method(config, encoder):
     return _METHODS[config.method](config, encoder)
 
 
-
 __all__ = ["DINO", "FS4", "Method", "make_dino", "make_fs4", "make_method"]

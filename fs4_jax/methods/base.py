@@ -7,8 +7,8 @@ class Method(Protocol):
     """A method; see `FS4` for the first of them.
 
     encoder: the Linen module. title: as people write its name. frozen: the keys of `params` that
-    are not trained. has_classes: whether `predict` gives logits of
-    config.num_clusters classes; if not, it is looked at through k-means of its tokens.
+    are not trained. has_classes: whether `predict` gives logits of config.num_clusters classes; if
+    not, it is looked at through k-means of its tokens.
     """
     encoder: Any
     title: str

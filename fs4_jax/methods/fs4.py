@@ -223,8 +223,9 @@ class FS4:
         fitted = fs4_fit.fit_prototypes(embedding, self.head.num_clusters, key)
         head["classifier"] = {"prototypes": fitted.centroids}
         groups = merge_clusters(fitted.centroids, fitted.counts, self.num_clusters)
-        return {**params, "head": head, "groups": groups}, {"centroids": centroids,
-                                          "share": fitted.counts / jnp.sum(fitted.counts)}
+        share = fitted.counts / jnp.sum(fitted.counts)
+        return ({**params, "head": head, "groups": groups},
+                {"centroids": centroids, "share": share})
 
     def refit(self, params, teacher, extra, batches, key):
         """Centroids from the teacher's present tokens, each begun where it was: same identity."""

@@ -126,9 +126,5 @@ def _best(points, num_clusters, key, init, spherical=False):
         chosen = jax.random.choice(jax.random.fold_in(key, 99), len(points), (_MAX_POINTS,),
                                    replace=False)
         points = points[np.asarray(chosen)]
-    run = jax.jit(kmeans, static_argnames=("num_clusters", "num_iters", "spherical") +
-                  (("init",) if isinstance(init, str) else ()))
-    keys = jax.random.split(key, _RESTARTS if isinstance(init, str) else 1)
-    results = [run(jnp.asarray(points), num_clusters, key=k, init=init, spherical=spherical)
-               for k in keys]
-    return min(results, key=lambda r: float(r.inertia))
+    return kmeans(jnp.asarray(points), num_clusters, key=key, init=init, spherical=spherical,
+                  restarts=_RESTARTS if isinstance(init, str) else 1)

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import hashlib
 import math
 import re
 
@@ -256,3 +257,12 @@ def _rotary_extras(params, size):
             extras[f"{name.replace('_', '.')}.attn.qkv.bias_mask"] = np.concatenate(
                 [third, 0 * third, third])
     return extras
+
+
+def fingerprint(tree):
+    """Hex digits that another tree of arrays (numbers, or names) has not."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        digest.update(jax.tree_util.keystr(path).encode())
+        digest.update(np.ascontiguousarray(leaf).tobytes())
+    return digest.hexdigest()[:16]

@@ -11,7 +11,6 @@ While it works, each batch is a file of the folder OUT.partial; the same command
 there, and computes none of them again. OUT appears when it is whole, and OUT.partial goes.
 """
 
-import hashlib
 import io
 import json
 import os
@@ -23,15 +22,16 @@ import zipfile
 
 import jax
 import numpy as np
-from absl import app, flags, logging
+from absl import app, flags
 
 from fs4_jax.config import ConfigError, recall_config
 from fs4_jax.data.folder import DataError, PairSource, list_images
 from fs4_jax.data.pipeline import eval_batches
 from fs4_jax.data.stored import array_record, decode, encode
-from fs4_jax.errors import EXPLAINED, explained
+from fs4_jax.errors import EXPLAINED, command
 from fs4_jax.metrics import ProgressLine
 from fs4_jax.models import load_encoder, normalize_images
+from fs4_jax.models.encoder_files import fingerprint
 from fs4_jax.run import encoder_of_workdir
 from fs4_jax.sharding import batch_sharding, make_mesh, replicated, round_up
 
@@ -45,11 +45,8 @@ _ANY_DAY = (1980, 1, 1, 0, 0, 0)    # in the .npz: the same features are the sam
 
 
 def main(argv):
-    if len(argv) > 1:
-        raise app.UsageError(f"unknown arguments: {' '.join(argv[1:])}")
-    logging.set_verbosity(logging.WARNING)
     args = flags.FLAGS
-    with explained():
+    with command(argv):
         try:
             write_features(args.weights, args.images, args.out, image_size=args.image_size,
                            block=args.block, output=args.output, dtype=args.dtype,
@@ -89,8 +86,8 @@ def write_features(weights, images, out, *, image_size=0, block=None, output="pa
         "dtype": dtype, "image_size": image_size or side, "patch": model.patch,
         "width": model.width,
     }
-    partial = _Partial(out, {**metadata, "weights_are": _fingerprint(params),
-                             "images_are": _fingerprint(_sizes(files))})
+    partial = _Partial(out, {**metadata, "weights_are": fingerprint(params),
+                             "images_are": fingerprint(_sizes(files))})
     mesh = make_mesh({"data": -1, "fsdp": 1}, devices)
     params = jax.device_put(params, replicated(mesh))
 
@@ -302,15 +299,6 @@ def _encoder(weights, block):
 def _sizes(files):
     """[stem, bytes] of each image, to tell folders apart."""
     return [np.array(f"{stem} {os.path.getsize(file)}") for stem, file in files.items()]
-
-
-def _fingerprint(tree):
-    """Hex digits that another tree of arrays has not."""
-    digest = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        digest.update(jax.tree_util.keystr(path).encode())
-        digest.update(np.ascontiguousarray(leaf).tobytes())
-    return digest.hexdigest()[:16]
 
 
 def define_flags():
