@@ -32,6 +32,7 @@ PARTS = {
     "pgg": {"fs4.pgg.enabled": False},
     "pgg levels above 1": {"fs4.pgg.levels": "(1,)"},
     "cae": {"fs4.cae.enabled": False},
+    "cae fixed kernel": {"fs4.cae.form": "attention"},     # one that is learned in its place
     "kernel": {"fs4.kernel.enabled": False},
     "training": {"total_steps": 1},            # what is left is the fitted start
     "rounds": {"fs4.bootstrap.every": 0},

@@ -100,8 +100,11 @@ def default_config():
             sinkhorn=c(dict(enabled=True, epsilon=0.05, num_iters=3, marginal_relaxation=1.0,
                             prior="equal")),
             pgg=c(dict(enabled=True, weight=0.5, levels=(1, 2, 4), num_groups=0)),   # 0: K
-            cae=c(dict(enabled=True, width=64, hidden=256, radius=2, position_sigma=1.5,
-                       colour_sigma=0.5)),
+            # form: bilateral | attention (the bilateral kernel is then its bias)
+            # dilations: tokens from one place of the window to the next, a window for each;
+            # position_sigma counts these steps
+            cae=c(dict(enabled=True, width=64, hidden=256, form="bilateral", radius=2,
+                       dilations=(1,), position_sigma=1.5, colour_sigma=0.5)),
             kernel=c(dict(enabled=True, weight=0.1, radius=2, position_sigma=2.0,
                           colour_sigma=0.5, feature_sigma=0.7)),
             bootstrap=c(dict(every=0)),    # steps between re-fits of the centroids; 0: never
@@ -155,6 +158,7 @@ def check_config(config):
     choices = {"dtype": ("float32", "bfloat16"), "data.name": tuple(DATA_SETS),
                "data.crops": ("random", "five"), "fs4.teacher": ("ema", "frozen"),
                "fs4.sinkhorn.prior": ("equal", "running"),
+               "fs4.cae.form": ("bilateral", "attention"),
                "encoder.remat": ("none", "blocks"), "dino.centering": ("sinkhorn", "center")}
     flat = flatten(config)
     for key, allowed in choices.items():
@@ -169,6 +173,13 @@ def check_config(config):
         if len(sides) not in (1, 2) or any(type(side) is not int or side < least for side in sides):
             raise ConfigError(f"config.data.{key} is {config.data[key]!r}; give pixels: one side, "
                               "or (height, width)")
+    for key in ("fs4.cae.radius", "fs4.kernel.radius"):
+        if flat[key] < 0:
+            raise ConfigError(f"config.{key} must be at least 0, got {flat[key]}")
+    dilations = config.fs4.cae.dilations
+    if not dilations or any(type(step) is not int or step < 1 for step in dilations):
+        raise ConfigError(f"config.fs4.cae.dilations is {dilations!r}; give steps of at least one "
+                          "token: (1,) or (1, 2, 4)")
     from fs4_jax.evaluation.protocols import BUGS, PROTOCOLS     # jax, which settings do without
     for key, allowed in (("protocol", tuple(PROTOCOLS)), ("bug_compatible", ("", *BUGS))):
         if config.eval[key] not in allowed:

@@ -225,6 +225,19 @@ class TrainStepTest(parameterized.TestCase):
         self.assertEqual(any("context/fuse" in name for name in params), piece != "cae")
         self.assertNotAlmostEqual(metrics["loss"], first_loss()[1]["loss"], delta=1e-4)
 
+    def test_attention_starts_as_the_bilateral_form_and_trains(self):
+        first, state, history, _ = train(small_config(**{"fs4.cae.form": "attention"}))
+        bilateral = [metrics["loss"] for metrics in reference_run()[2]]
+        attention = [metrics["loss"] for metrics in history]
+        self.assertAlmostEqual(attention[0], bilateral[0], delta=1e-5)      # sums of float32
+        self.assertNotAlmostEqual(attention[-1], bilateral[-1], delta=1e-4)
+        before, after = weights(first[0]), weights(state.params)
+        self.assertEmpty([name for name in after if np.array_equal(before[name], after[name])])
+
+    def test_another_window_is_another_embedding(self):
+        method = prepare(small_config(**{"fs4.cae.dilations": (1, 2)})).method
+        self.assertEqual(method.head.embedding["dilations"], (1, 2))
+
     def test_all_pieces_can_be_switched_off_at_once(self):
         config = small_config(**{f"fs4.{piece}.enabled": False for piece in _PIECES})
         first, state, history, _ = train(config, num_steps=1)

@@ -38,9 +38,9 @@ def make_fs4(config, encoder):
     settings = config.fs4
     pgg, cae = settings.pgg, settings.cae
     num_groups = pgg.num_groups or config.num_clusters
-    embedding = dict(width=cae.width, hidden=cae.hidden, radius=cae.radius,
-                     position_sigma=cae.position_sigma, colour_sigma=cae.colour_sigma,
-                     context=cae.enabled)
+    embedding = dict(width=cae.width, hidden=cae.hidden, form=cae.form, radius=cae.radius,
+                     dilations=cae.dilations, position_sigma=cae.position_sigma,
+                     colour_sigma=cae.colour_sigma, context=cae.enabled)
     pyramid = {str(level): num_groups for level in pgg.levels} if pgg.enabled else {}
     tokens = int(np.min(config.data.image_size)) // encoder.patch
     if pyramid and max(pgg.levels) > tokens:

@@ -1,8 +1,9 @@
 """CAE: an embedding for each token that knows its neighbours in space and in appearance.
 
 The paper (arXiv 2202.11981) and its successor (CAC, IEEE TMM 2024) say that global features are
-fused with low-level geometrical and appearance cues of neighbours near in both; the form here is
-our reconstruction (methods.md 1.3, form 1: bilateral gathering, then learned fusion).
+fused with low-level geometrical and appearance cues of neighbours near in both; the two forms here
+are our reconstruction (methods.md 1.3): neighbours are gathered by a bilateral kernel (form 1) or
+by attention that the kernel biases (form 2), then a learned fusion.
 """
 
 import flax.linen as nn
@@ -10,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fs4_jax.affinity import windowed_average
+from fs4_jax.affinity import windowed_attention, windowed_average
 
 _NUM_SCALES = 3
 NUM_TEXTURE_CUES = 1 + 4 * _NUM_SCALES
@@ -20,13 +21,16 @@ class ContextEmbedding(nn.Module):
     """patch_tokens [b, h, w, d], appearance [b, h, w, a] -> embedding float32 [b, h, w, width].
 
     appearance: of `appearance_cues`.
-    width: channels of the embedding. hidden: of the fusion. radius, position_sigma: the window,
-    in tokens. colour_sigma: in ImageNet-normalised colour. context: False leaves a linear map
-    of the tokens alone.
+    width: channels of the embedding. hidden: of the fusion. form: how neighbours are gathered,
+    "bilateral" | "attention". radius, position_sigma: the window, in steps of it. dilations: those
+    steps, in tokens, a window for each. colour_sigma: in ImageNet-normalised colour. context:
+    False leaves a linear map of the tokens alone.
     """
     width: int
     hidden: int = 256
+    form: str = "bilateral"
     radius: int = 2
+    dilations: tuple[int, ...] = (1,)
     position_sigma: float = 1.5
     colour_sigma: float = 0.5
     context: bool = True
@@ -38,15 +42,28 @@ class ContextEmbedding(nn.Module):
         if not self.context:
             return base
         b, h, w, _ = base.shape
-        gathered = windowed_average(base, appearance[..., :3] / self.colour_sigma,
-                                    radius=self.radius, position_sigma=self.position_sigma)
         position = jnp.broadcast_to(position_cues(h, w), (b, h, w, 8))
+        gathered = self.gather(base, position, appearance)
         fused = nn.LayerNorm(name="norm")(jnp.concatenate([base, gathered], axis=-1))
         fused = jnp.concatenate([fused, position, appearance], axis=-1)
         fused = nn.gelu(nn.Dense(self.hidden, name="fuse")(fused))
         # Starts at zero: the first embedding is the bilateral average of the projected cues.
         fused = nn.Dense(self.width, name="out", kernel_init=nn.initializers.zeros)(fused)
         return gathered + fused
+
+    def gather(self, base, position, appearance):
+        """Mean of each token's neighbours [b, h, w, width]; at the start the same in both forms."""
+        colour = appearance[..., :3] / self.colour_sigma
+        window = dict(radius=self.radius, position_sigma=self.position_sigma,
+                      dilations=self.dilations)
+        if self.form == "bilateral":
+            return windowed_average(base, colour, **window)
+        seen = nn.LayerNorm(name="attention_norm")(base)
+        seen = jnp.concatenate([seen, position, appearance], axis=-1)
+        queries = nn.Dense(self.width, name="query", kernel_init=nn.initializers.zeros)(seen)
+        # A bias of the keys adds the same to all logits of a query.
+        keys = nn.Dense(self.width, name="key", use_bias=False)(seen)
+        return windowed_attention(queries, keys, base, colour, **window)
 
     def cues(self, patch_tokens, appearance):
         """What is projected, float32: the tokens, with context their low-level appearance too."""
