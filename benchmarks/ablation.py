@@ -29,7 +29,9 @@ _WHOLE = "nothing: all of it"
 # part: what takes it away
 PARTS = {
     "sinkhorn": {"fs4.sinkhorn.enabled": False},
+    "mixture": {"fs4.mixture.enabled": False},
     "pgg": {"fs4.pgg.enabled": False},
+    "pgg guides": {"fs4.pgg.guides": "()"},
     "pgg levels above 1": {"fs4.pgg.levels": "(1,)"},
     "cae": {"fs4.cae.enabled": False},
     "cae fixed kernel": {"fs4.cae.form": "attention"},     # one that is learned in its place

@@ -40,6 +40,9 @@ def get_config(arg="weights"):
         config.encoder.frozen = True
         config.encoder.block = 10         # middle blocks keep more of the classes
         config.fs4.cae.width = 32
+        config.fs4.mixture.enabled = True            # a trained encoder's tokens tell
+        config.fs4.sinkhorn.prior = "fitted"         # how large classes are,
+        config.fs4.pgg.guides = (1,)                 # and which kinds of images there are
     else:
         config.encoder.variant = "mu/14"
         config.batch_size = 16

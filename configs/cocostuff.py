@@ -54,6 +54,9 @@ def get_config(size="full"):
         config.optimizer.learning_rate = 5e-4
         config.optimizer.warmup_steps = 200
         config.fs4.fit_images = 4096
+        config.fs4.mixture.enabled = True            # a trained encoder's tokens tell
+        config.fs4.sinkhorn.prior = "fitted"         # how large classes are,
+        config.fs4.pgg.guides = (1,)                 # and which kinds of images there are
         config.eval.batch_size = 64
         config.checkpoint.every = 500
     else:

@@ -28,6 +28,9 @@ def get_config(variant=""):
         config.batch_size = 8
         config.optimizer.learning_rate = 2e-4
         config.optimizer.warmup_steps = 10
+        config.fs4.mixture.enabled = True            # a trained encoder's tokens tell
+        config.fs4.sinkhorn.prior = "fitted"         # how large classes are,
+        config.fs4.pgg.guides = (1,)                 # and which kinds of images there are
     else:
         config.encoder.variant = "mu/8"
         config.data.image_size = 128

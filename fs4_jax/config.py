@@ -96,10 +96,25 @@ def default_config():
             overcluster=1,        # fine clusters for each class; they merge by average linkage
             fit_images=512,       # images that first centroids, PCA and prototypes are fitted on
             pixel=c(dict(weight=1.0, tokens=0)),                   # 0: every token
-            # prior: equal shares of the clusters | running: the shares they have had
+            # prior: equal shares of the clusters | running: the shares they have had | fitted:
+            # those that they began with
             sinkhorn=c(dict(enabled=True, epsilon=0.05, num_iters=3, marginal_relaxation=1.0,
                             prior="equal")),
-            pgg=c(dict(enabled=True, weight=0.5, levels=(1, 2, 4), num_groups=0)),   # 0: K
+            # First clusters: a mixture with sizes of their own and, by PGG's guides, those of each
+            # kind of image; without it k-means, all clusters equal. For tokens of a trained
+            # encoder: a random one's sizes mean nothing.
+            mixture=c(dict(enabled=False, num_iters=15)),
+            pgg=c(dict(
+                enabled=True, weight=0.5,
+                form="heads",     # heads, that predict a cell's group | pooled: the assignment does
+                levels=(1, 2, 4),                      # cells on a side
+                guides=(),        # levels whose groups guide the pixels' assignment
+                # of all levels, or (of each, ...); 0: three for each class
+                num_groups=FieldReference(0, field_type=object),
+                shared=False,     # the same groups for all levels
+                labels="nearest",                      # nearest | balanced, over the batch's cells
+                smoothing=0.0,    # > 0: a cell belongs to groups by exp(-distance^2 / smoothing)
+            )),
             # form: bilateral | attention (the bilateral kernel is then its bias)
             # dilations: tokens from one place of the window to the next, a window for each;
             # position_sigma counts these steps
@@ -107,7 +122,9 @@ def default_config():
                        dilations=(1,), position_sigma=1.5, colour_sigma=0.5)),
             kernel=c(dict(enabled=True, weight=0.1, radius=2, position_sigma=2.0,
                           colour_sigma=0.5, feature_sigma=0.7)),
-            bootstrap=c(dict(every=0)),    # steps between re-fits of the centroids; 0: never
+            # rounds: every so many steps (0: never) PGG is fitted anew, at most `rounds` times
+            # (0: no limit), from the groups there are (previous) or from nothing (fresh)
+            bootstrap=c(dict(every=0, rounds=0, start="previous")),
         )),
         dino=c(dict(
             num_prototypes=4096, hidden=2048, bottleneck=256,
@@ -135,6 +152,11 @@ _FREE_KEYS = ("checkpoint.", "eval.", "log_every", "profile.", "data.eval_", "da
               "data.num_eval", "data.class_names", "data.num_classes", "mesh.", "sharding",
               "encoder.remat", "encoder.cache_dir")
 
+_LEAST = {"total_steps": 1, "batch_size": 1, "accumulate_steps": 1, "num_clusters": 1,
+          "log_every": 1, "encoder.cached_views": 0, "fs4.overcluster": 1,
+          "fs4.mixture.num_iters": 1, "fs4.pgg.smoothing": 0, "fs4.cae.radius": 0,
+          "fs4.kernel.radius": 0, "fs4.bootstrap.every": 0, "fs4.bootstrap.rounds": 0}
+
 
 def flatten(config, prefix=""):
     """{"data.images": ..., ...} of a nested mapping."""
@@ -149,18 +171,20 @@ def flatten(config, prefix=""):
 
 def check_config(config):
     """Refuses settings that can not work, before anything slow starts."""
-    for key in ("total_steps", "batch_size", "accumulate_steps", "num_clusters", "log_every"):
-        if config[key] < 1:
-            raise ConfigError(f"config.{key} must be at least 1, got {config[key]}")
+    flat = flatten(config)
+    for key, least in _LEAST.items():
+        if not flat[key] >= least:
+            raise ConfigError(f"config.{key} must be at least {least}, got {flat[key]}")
     if config.num_clusters > 255:
         raise ConfigError(f"config.num_clusters is {config.num_clusters}; masks are 8-bit: at "
                           "most 255")
     choices = {"dtype": ("float32", "bfloat16"), "data.name": tuple(DATA_SETS),
                "data.crops": ("random", "five"), "fs4.teacher": ("ema", "frozen"),
-               "fs4.sinkhorn.prior": ("equal", "running"),
                "fs4.cae.form": ("bilateral", "attention"),
+               "fs4.sinkhorn.prior": ("equal", "running", "fitted"),
+               "fs4.pgg.form": ("heads", "pooled"), "fs4.pgg.labels": ("nearest", "balanced"),
+               "fs4.bootstrap.start": ("previous", "fresh"),
                "encoder.remat": ("none", "blocks"), "dino.centering": ("sinkhorn", "center")}
-    flat = flatten(config)
     for key, allowed in choices.items():
         if flat[key] not in allowed:
             raise ConfigError(f"config.{key} is {flat[key]!r}; choose one of {', '.join(allowed)}")
@@ -173,9 +197,6 @@ def check_config(config):
         if len(sides) not in (1, 2) or any(type(side) is not int or side < least for side in sides):
             raise ConfigError(f"config.data.{key} is {config.data[key]!r}; give pixels: one side, "
                               "or (height, width)")
-    for key in ("fs4.cae.radius", "fs4.kernel.radius"):
-        if flat[key] < 0:
-            raise ConfigError(f"config.{key} must be at least 0, got {flat[key]}")
     dilations = config.fs4.cae.dilations
     if not dilations or any(type(step) is not int or step < 1 for step in dilations):
         raise ConfigError(f"config.fs4.cae.dilations is {dilations!r}; give steps of at least one "

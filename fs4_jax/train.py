@@ -72,7 +72,7 @@ def train(config, workdir):
                 print(f"\nstopped by {stop.requested} at step {step}, saved in "
                       f"{checkpoints.directory}: the same command goes on from there")
                 return EXIT_INTERRUPTED
-            if _due(step, config.fs4.bootstrap.every):
+            if _due(step, config.fs4.bootstrap.every, config.fs4.bootstrap.rounds):
                 state = _bootstrap(run, source, state, step)
             _profile(config, workdir, step)
 
@@ -163,8 +163,9 @@ def _evaluate(run, evaluator, state, step, writer, *, floors, pictures=0, partia
     return result
 
 
-def _due(step, every):
-    return every > 0 and step > 0 and step % every == 0
+def _due(step, every, times=0):
+    """Whether every so many steps is now; times: at most so often, 0 without end."""
+    return every > 0 and step > 0 and step % every == 0 and (not times or step // every <= times)
 
 
 def _profile(config, workdir, step):

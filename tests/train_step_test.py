@@ -123,8 +123,8 @@ def flat(tree):
 
 
 def weights(params):
-    """What is trained, flat: without the classes of the fine clusters."""
-    return flat({name: part for name, part in params.items() if name != "groups"})
+    """What is trained, flat: without the fine clusters' classes and sizes."""
+    return flat({name: part for name, part in params.items() if name not in ("groups", "prior")})
 
 
 class TrainStepTest(parameterized.TestCase):

@@ -1,15 +1,20 @@
-"""PGG: cells of an image pyramid are told apart by global, label-free groups (pseudo labels).
+"""PGG: cells of an image pyramid belong to global, label-free groups, and these guide the pixels.
 
 The paper (arXiv 2202.11981) says that pseudo labels at image and patch level come from grouping
-unsupervised features; the equations are our reconstruction (methods.md 1.3).
+unsupervised features; the equations are our reconstruction (methods.md 1.3). Three uses of the
+groups: heads that predict them (`pyramid_loss`), classes that they expect in a cell
+(`pooled_assignment_loss`), and scores that the assignment of the pixels starts from (`guidance`).
 """
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
+from fs4_jax.clustering import sinkhorn
 from fs4_jax.clustering.kmeans import squared_distances, unit_length
+
+_HARD, _BALANCING = 0.05, 10     # temperature and iterations of the labels' Sinkhorn
+_TINY = 1e-6                     # a share of nothing
 
 
 def pool_cells(maps, level):
@@ -40,25 +45,94 @@ def cell_features(patch_tokens, cls, level):
     return cells
 
 
-def nearest_centroid(cells, centroids):
-    """Pseudo labels: int32 [b, l, l] of cells [b, l, l, d], for centroids [k, d]."""
-    distances = squared_distances(cells.reshape(-1, cells.shape[-1]), centroids)
-    return jnp.argmin(distances, axis=-1).astype(jnp.int32).reshape(cells.shape[:-1])
+def nearest_cell(side, level):
+    """The cell that each of `side` tokens in a row lies in: int [side], in 0 .. level - 1."""
+    return np.arange(side) * level // side
+
+
+def cell_labels(cells, centroids, *, balanced=False, smoothing=0.0):
+    """Pseudo labels: how much each cell belongs to each group.
+
+    Args:
+      cells: float [b, l, l, d], unit length. centroids: float [k, d].
+      balanced: groups get equal numbers of the batch's cells (Sinkhorn), not the nearest ones.
+      smoothing: 0 for one group a cell; above, groups share it by exp(-distance^2 / smoothing);
+        squared distances of unit vectors are in [0, 4].
+
+    Returns:
+      float32 [b, l, l, k], rows sum to 1.
+    """
+    scores = -squared_distances(cells.reshape(-1, cells.shape[-1]), centroids)
+    labels = sinkhorn(scores, smoothing or _HARD, _BALANCING if balanced else 0)
+    if not smoothing:
+        labels = jax.nn.one_hot(jnp.argmax(labels, axis=-1), len(centroids))
+    return labels.reshape(*cells.shape[:-1], len(centroids))
 
 
 def pyramid_loss(logits, labels):
     """Mean cross entropy of each level's cells, averaged over the levels (w_l = 1 / levels).
 
     Args:
-      logits: {level: float [b, l, l, k_l]}. labels: {level: int [b, l, l]}.
+      logits: {level: float [b, l, l, k_l]}. labels: {level: float [b, l, l, k_l]}.
 
     Returns:
       float32 scalar.
     """
-    terms = [jnp.mean(optax.softmax_cross_entropy_with_integer_labels(
-        logits[level].astype(jnp.float32), jax.lax.stop_gradient(labels[level])))
-        for level in logits]
-    return sum(terms) / len(terms)
+    return _mean_over_levels({level: _cross_entropy(labels[level], jax.nn.log_softmax(
+        logits[level].astype(jnp.float32))) for level in logits})
+
+
+def pooled_assignment_loss(assignment, labels, shares):
+    r"""Each cell's mean assignment is drawn to the classes that its group holds.
+
+    .. math:: L = \frac{1}{|l|} \sum_l \mathrm{mean}_{cells}\;
+              CE(\sum_g y_g \pi_{gk},\; \mathrm{mean}_{p \in cell}\, a_{pk})
+
+    The second reading of methods.md 1.3: it acts on the very classes, without heads of its own.
+
+    Args:
+      assignment: float [b, h, w, k], rows sum to 1. labels: {level: float [b, l, l, g]}.
+      shares: {level: float [g, k]}, how a group's pixels divide among the classes.
+
+    Returns:
+      float32 scalar.
+    """
+    return _mean_over_levels({level: _cross_entropy(
+        _expected(labels[level], shares[level]),
+        jnp.log(pool_cells(assignment, int(level)) + _TINY)) for level in labels})
+
+
+def guidance(labels, shares, grid):
+    r"""What the groups of a token's cells expect of it: log class shares, averaged over levels.
+
+    .. math:: \frac{1}{|l|} \sum_l \log \sum_g y_{l,g} \pi_{l,gk}
+
+    Args:
+      labels: {level: float [b, l, l, g]}, the levels that guide. shares: {level: float [g, k]},
+        rows sum to 1. grid: (h, w), tokens.
+
+    Returns:
+      float32 [b, h, w, k], at most 0.
+    """
+    total = 0.0
+    for level in labels:
+        expected = jnp.log(_expected(labels[level], shares[level]))
+        rows, columns = (nearest_cell(side, int(level)) for side in grid)
+        total = total + expected[:, rows][:, :, columns]
+    return total / len(labels)
+
+
+def _expected(labels, shares):
+    """Class shares that cells [b, l, l, g] expect of their groups' [g, k]; none is 0."""
+    return jnp.matmul(labels, shares, precision="highest") + _TINY
+
+
+def _cross_entropy(labels, log_probabilities):
+    return -jnp.mean(jnp.sum(jax.lax.stop_gradient(labels) * log_probabilities, axis=-1))
+
+
+def _mean_over_levels(terms):
+    return sum(terms.values()) / len(terms)
 
 
 def _pooling(side, cells):

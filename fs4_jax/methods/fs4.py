@@ -22,7 +22,13 @@ from fs4_jax.config import ConfigError
 from fs4_jax.data.views import TwoViews, ViewSettings
 from fs4_jax.losses.assignment import sample_at, swapped_prediction
 from fs4_jax.losses.kernel import kernel_loss
-from fs4_jax.losses.pyramid import cell_features, nearest_centroid, pyramid_loss
+from fs4_jax.losses.pyramid import (
+    cell_features,
+    cell_labels,
+    guidance,
+    pooled_assignment_loss,
+    pyramid_loss,
+)
 from fs4_jax.methods import fs4_fit
 from fs4_jax.models.context_embedding import ContextEmbedding, appearance_cues
 from fs4_jax.models.heads import SegmentationHead
@@ -30,41 +36,63 @@ from fs4_jax.models.prototypes import Prototypes, class_scores
 from fs4_jax.models.vit import normalize_images
 
 _SHARE_MOMENTUM = 0.95
+_LEAST_SHARE = 1e-6         # of a fine cluster, whose logarithm is taken
+_GROUPS_PER_CLASS = 3       # of PGG: kinds of images (cells) are more than kinds of things
 _KEPT = ("patch_tokens", "cls", "appearance")      # all that the head needs of a view
 
 
 def make_fs4(config, encoder):
     """FS4 of a config; `encoder` is a Linen module."""
     settings = config.fs4
-    pgg, cae = settings.pgg, settings.cae
-    num_groups = pgg.num_groups or config.num_clusters
+    cae = settings.cae
     embedding = dict(width=cae.width, hidden=cae.hidden, form=cae.form, radius=cae.radius,
                      dilations=cae.dilations, position_sigma=cae.position_sigma,
                      colour_sigma=cae.colour_sigma, context=cae.enabled)
-    pyramid = {str(level): num_groups for level in pgg.levels} if pgg.enabled else {}
-    tokens = int(np.min(config.data.image_size)) // encoder.patch
-    if pyramid and max(pgg.levels) > tokens:
+    pyramid = _pyramid(config, int(np.min(config.data.image_size)) // encoder.patch)
+    heads = pyramid if settings.pgg.form == "heads" else {}
+    head = SegmentationHead(config.num_clusters * settings.overcluster, embedding, heads)
+    frozen = ("groups", "prior") + (("encoder",) if config.encoder.frozen else ())
+    return FS4(encoder, head, settings, config.num_clusters, pyramid, frozen)
+
+
+def _pyramid(config, tokens):
+    """{level: number of groups} of PGG; tokens: on an image's shorter side."""
+    pgg = config.fs4.pgg
+    if not pgg.enabled:
+        return {}
+    numbers = pgg.num_groups or _GROUPS_PER_CLASS * config.num_clusters
+    numbers = tuple(numbers) if np.ndim(numbers) else (numbers,) * len(pgg.levels)
+    if len(numbers) != len(pgg.levels):
+        raise ConfigError(f"config.fs4.pgg.num_groups={numbers} has {len(numbers)} numbers for "
+                          f"the levels {tuple(pgg.levels)}: give one for each, or one for all")
+    if pgg.shared and len(set(numbers)) > 1:
+        raise ConfigError(f"config.fs4.pgg.num_groups={numbers}: with config.fs4.pgg.shared all "
+                          "levels have the same groups; give one number")
+    if not set(pgg.guides) <= set(pgg.levels):
+        raise ConfigError(f"config.fs4.pgg.guides={tuple(pgg.guides)} must be among "
+                          f"config.fs4.pgg.levels={tuple(pgg.levels)}")
+    if max(pgg.levels) > tokens:
         raise ConfigError(f"config.fs4.pgg.levels={tuple(pgg.levels)} asks for {max(pgg.levels)} "
                           f"cells on a side, but config.data.image_size={config.data.image_size} "
                           f"has {tokens} tokens there: lower one or raise the other")
-    head = SegmentationHead(config.num_clusters * settings.overcluster, embedding, pyramid)
-    frozen = ("groups", "encoder") if config.encoder.frozen else ("groups",)
-    return FS4(encoder, head, settings, config.num_clusters, frozen)
+    return {str(level): number for level, number in zip(pgg.levels, numbers)}
 
 
 @dataclasses.dataclass(frozen=True)
 class FS4:
     """The Method.
 
-    Pixels are assigned to fine clusters, `settings.overcluster` times num_clusters of them;
-    params["groups"] int32 [m] says which class each belongs to. `extra` is {"centroids": {level:
-    [k_l, d]}, "share": [m]}: PGG's global groups, and the running share of the pixels that each
-    fine cluster was assigned.
+    Pixels are assigned to m fine clusters, `settings.overcluster` times num_clusters of them.
+    params["groups"] int32 [m] says which class each belongs to, params["prior"] [m] how large it
+    was when it was fitted. pyramid: {level: g}, groups of PGG. `extra` is {"centroids": {level:
+    [g, d]}, "shares": {level: [g, m]}, "share": [m]}: PGG's global groups, how the pixels of each
+    divide among the fine clusters, and the running share that each was assigned of all.
     """
     encoder: Any
     head: SegmentationHead
     settings: Any
     num_clusters: int
+    pyramid: dict
     frozen: tuple[str, ...]
     title = "FS^4"
     has_classes = True
@@ -79,12 +107,15 @@ class FS4:
         tokens = self.encoder.apply({"params": encoder}, images)["patch_tokens"]
         appearance = appearance_cues(images, tokens.shape[1:3])
         head = self.head.init(key_head, tokens, appearance)["params"]
-        centroids = {level: jnp.zeros((num, tokens.shape[-1]))
-                     for level, num in self.head.pyramid.items()}
         fine = self.head.num_clusters
         groups = jnp.arange(fine, dtype=jnp.int32) % self.num_clusters
-        return ({"encoder": encoder, "head": head, "groups": groups},
-                {"centroids": centroids, "share": jnp.full((fine,), 1 / fine, jnp.float32)})
+        equal = jnp.full((fine,), 1 / fine, jnp.float32)
+        extra = {"centroids": {level: jnp.zeros((number, tokens.shape[-1]))
+                               for level, number in self.pyramid.items()},
+                 "shares": {level: jnp.tile(equal, (number, 1))
+                            for level, number in self.pyramid.items()},
+                 "share": equal}
+        return {"encoder": encoder, "head": head, "groups": groups, "prior": equal}, extra
 
     def encode(self, params, images, key=None):
         """The encoder's outputs for normalised images; drop path acts when a key is given."""
@@ -100,22 +131,43 @@ class FS4:
             seen = self._look(params, batch, key_path)
             taught = jax.lax.stop_gradient(self._look(teacher, batch))
         student = self._head(params, seen)
-        target = jax.lax.stop_gradient(self._head(teacher, taught))
+        target = jax.lax.stop_gradient(self._head(teacher, taught, pyramid=False))
         temperature = self.settings.student_temperature
-        logits = student["cosines"] / temperature
-        scores = self._scores(params, student["cosines"])
+        labels = self._cell_labels(taught, extra["centroids"])
+        logits = student["cosines"] / temperature + jnp.log(params["prior"])
+        scores = self._scores(params, student["cosines"]) / temperature
+        expected = self._expected(params, labels, extra, target["cosines"].shape[1:3])
 
-        pixel, share = self._pixel_loss(logits, target["cosines"], batch, key_tokens,
-                                        extra["share"])
+        pixel, share = self._pixel_loss(logits, target["cosines"] + temperature * expected, batch,
+                                        key_tokens, extra["share"], params["prior"])
         terms = {"pixel": pixel}
-        if self.head.pyramid:
-            terms["pgg"] = self._pgg_loss(student["cells"], taught, extra["centroids"])
+        if self.settings.pgg.form == "heads" and labels:
+            terms["pgg"] = pyramid_loss(student["cells"], labels)
+        elif labels:
+            terms["pgg"] = pooled_assignment_loss(jax.nn.softmax(logits), labels, extra["shares"])
         if self.settings.kernel.enabled:
-            terms["kernel"] = self._kernel_loss(scores / temperature, taught)
+            terms["kernel"] = self._kernel_loss(scores, taught)
         weighted = {name: self.settings[name].weight * term for name, term in terms.items()}
         metrics = {f"loss_{name}": term for name, term in terms.items()}
-        metrics |= telemetry(scores / temperature)
+        metrics |= telemetry(scores)
         return sum(weighted.values()), (metrics, extra | {"share": share})
+
+    def _cell_labels(self, taught, centroids):
+        """{level: pseudo labels [2 b, l, l, g]} of PGG, from what the teacher's encoder sees."""
+        pgg = self.settings.pgg
+        return {level: cell_labels(
+            cell_features(taught["patch_tokens"], taught["cls"], int(level)), centroids[level],
+            balanced=pgg.labels == "balanced", smoothing=pgg.smoothing) for level in self.pyramid}
+
+    def _expected(self, params, labels, extra, grid):
+        """Log shares of the fine clusters before a token is looked at: [2 b, h, w, m] or [m].
+
+        Of its cells' groups where they guide, of the whole data set where not.
+        """
+        guides = {str(level) for level in self.settings.pgg.guides} & labels.keys()
+        if not guides:
+            return jnp.log(params["prior"])
+        return guidance({level: labels[level] for level in guides}, extra["shares"], grid)
 
     def _look(self, params, batch, key=None):
         """The encoder's outputs and the "appearance" of both views, or what is kept of them.
@@ -144,13 +196,14 @@ class FS4:
         return self.head.apply({"params": params["head"]}, seen["patch_tokens"],
                                seen["appearance"], pyramid)
 
-    def _pixel_loss(self, logits, cosines, batch, key, share):
+    def _pixel_loss(self, logits, taught, batch, key, share, fitted):
         """Both views read at the places of view 1's tokens, then swapped prediction.
 
-        Returns (loss, running share of the clusters).
+        taught: the teacher's scores [2 b, h, w, m]. share, fitted: of the clusters, running and as
+        they were fitted. Returns (loss, running share).
         """
         position, valid = batch["correspondence"], batch["valid"]
-        (s1, s2), (t1, t2) = _views(logits), _views(cosines)
+        (s1, s2), (t1, t2) = _views(logits), _views(taught)
         places = [s1, sample_at(s2, position), t1, sample_at(t2, position), valid]
         places = [x.reshape(valid.shape[0], -1, *x.shape[3:]) for x in places]
         num_tokens = self.settings.pixel.tokens
@@ -163,21 +216,14 @@ class FS4:
         losses, assignment = swapped_prediction(
             *places, epsilon=sinkhorn.epsilon, num_iters=sinkhorn.num_iters,
             marginal_relaxation=sinkhorn.marginal_relaxation, balanced=sinkhorn.enabled,
-            prior=share if sinkhorn.prior == "running" else None)
+            prior={"equal": None, "running": share, "fitted": fitted}[sinkhorn.prior])
         number = jnp.maximum(jnp.sum(places[-1]), 1)
         seen = jnp.sum(assignment, axis=(0, 1)) / (2 * number)
         return jnp.sum(losses) / number, share + (1 - _SHARE_MOMENTUM) * (seen - share)
 
-    def _pgg_loss(self, cell_logits, taught, centroids):
-        labels = {}
-        for level in cell_logits:
-            cells = cell_features(taught["patch_tokens"], taught["cls"], int(level))
-            labels[level] = nearest_centroid(cells, centroids[level])
-        return pyramid_loss(cell_logits, labels)
-
-    def _kernel_loss(self, logits, taught):
+    def _kernel_loss(self, scores, taught):
         kernel = self.settings.kernel
-        return kernel_loss(jax.nn.softmax(logits), taught["appearance"][..., :3],
+        return kernel_loss(jax.nn.softmax(scores), taught["appearance"][..., :3],
                            taught["patch_tokens"], radius=kernel.radius,
                            position_sigma=kernel.position_sigma, colour_sigma=kernel.colour_sigma,
                            feature_sigma=kernel.feature_sigma)
@@ -208,31 +254,51 @@ class FS4:
     def _scores(self, params, cosines):
         """Class scores [..., num_clusters], in cosines, of the fine clusters' cosines."""
         return class_scores(cosines, params["groups"], self.num_clusters,
-                            self.settings.student_temperature)
+                            self.settings.student_temperature, params["prior"])
 
     def fit(self, params, extra, batches, key):
         """First centroids, projection and prototypes, from the encoder's own tokens."""
         gathered = fs4_fit.gather(functools.partial(_gathered, self), params, batches)
-        levels = self.head.pyramid
-        centroids = fs4_fit.fit_centroids(gathered["cells"], levels, key)
+        centroids = self._fit_centroids(gathered, key)
         projection = fs4_fit.consistent_projection(gathered["scatter"],
                                                    self.head.embedding["width"])
         head = {**params["head"]}
         head["context"] = {**head["context"], "project": projection}
-        embedding = fs4_fit.embed(self.head, head, gathered)
-        fitted = fs4_fit.fit_prototypes(embedding, self.head.num_clusters, key)
+        fitted = self._fit_clusters(head, gathered, centroids, key)
         head["classifier"] = {"prototypes": fitted.centroids}
-        groups = merge_clusters(fitted.centroids, fitted.counts, self.num_clusters)
-        share = fitted.counts / jnp.sum(fitted.counts)
-        return ({**params, "head": head, "groups": groups},
-                {"centroids": centroids, "share": share})
+        groups = merge_clusters(fitted.centroids, fitted.share, self.num_clusters)
+        return ({**params, "head": head, "groups": groups, "prior": fitted.share},
+                {"centroids": centroids, "shares": fitted.shares, "share": fitted.share})
 
     def refit(self, params, teacher, extra, batches, key):
-        """Centroids from the teacher's present tokens, each begun where it was: same identity."""
-        params = self.inference_params(params, teacher)
-        gathered = fs4_fit.gather(functools.partial(_gathered, self), params, batches)
-        return extra | {"centroids": fs4_fit.fit_centroids(
-            gathered["cells"], self.head.pyramid, key, start=extra["centroids"])}
+        """PGG's groups anew from the teacher's present tokens, and what its clusters make of them.
+
+        A group keeps its number: each begins where it was, or is matched with what it was.
+        """
+        now = self.inference_params(params, teacher)
+        gathered = fs4_fit.gather(functools.partial(_gathered, self), now, batches)
+        centroids = self._fit_centroids(gathered, key, extra["centroids"])
+        fitted = self._fit_clusters(now["head"], gathered, centroids, key,
+                                    now["head"]["classifier"]["prototypes"])
+        return extra | {"centroids": centroids, "shares": fitted.shares}
+
+    def _fit_centroids(self, gathered, key, start=None):
+        return fs4_fit.fit_centroids(gathered["cells"], self.pyramid, key, start=start,
+                                     shared=self.settings.pgg.shared,
+                                     fresh=self.settings.bootstrap.start == "fresh")
+
+    def _fit_clusters(self, head, gathered, centroids, key, start=None):
+        groups = fs4_fit.token_groups(gathered["cells"], centroids,
+                                      gathered["patch_tokens"].shape[1:3])
+        mixture = self.settings.mixture
+        fitted = fs4_fit.fit_clusters(
+            fs4_fit.embed(self.head, head, gathered), groups, self.head.num_clusters, key,
+            start=start, mixture=mixture.enabled, num_groups=tuple(self.pyramid.items()),
+            guides=tuple(str(level) for level in self.settings.pgg.guides if self.pyramid),
+            temperature=self.settings.student_temperature,
+            num_iters=mixture.num_iters if mixture.enabled else 1)
+        share = fitted.share + _LEAST_SHARE
+        return fitted._replace(share=share / jnp.sum(share))
 
 
 def telemetry(logits):
@@ -267,7 +333,7 @@ def _gathered(method, params, batch):
                                                           seen["appearance"])
     (cues1, cues2), first = _views(cues), {name: _views(seen[name])[0] for name in _KEPT}
     cells = {level: cell_features(first["patch_tokens"], first["cls"], int(level))
-             for level in method.head.pyramid}
+             for level in method.pyramid}
     pairs = fs4_fit.scatter(cues1, sample_at(cues2, batch["correspondence"]), batch["valid"])
     return {"patch_tokens": first["patch_tokens"], "appearance": first["appearance"],
             "cells": cells, "scatter": pairs}

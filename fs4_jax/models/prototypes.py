@@ -20,18 +20,20 @@ class Prototypes(nn.Module):
                           precision="highest")
 
 
-def class_scores(cosines, groups, num_classes, temperature):
+def class_scores(cosines, groups, num_classes, temperature, prior):
     r"""Scores of classes that consist of several prototypes each: a soft maximum.
 
-    .. math:: s_c = \tau \log \sum_{j: g_j = c} e^{\cos_j / \tau}
+    .. math:: s_c = \tau \log \sum_{j: g_j = c} m\, \pi_j e^{\cos_j / \tau}
 
     Args:
       cosines: float [..., m]. groups: int [m], each prototype's class; every class has one.
-      num_classes: of them. temperature: > 0.
+      num_classes: of them. temperature: > 0. prior: [m], each prototype's share, sums to 1.
 
     Returns:
-      float32 [..., num_classes]; the cosines themselves where each class has one prototype.
+      float32 [..., num_classes]; the cosines themselves where each class has one prototype, all of
+      them with equal shares.
     """
     member = groups[:, None] == jnp.arange(num_classes)
-    scores = jnp.where(member, cosines.astype(jnp.float32)[..., None] / temperature, -jnp.inf)
+    scores = cosines.astype(jnp.float32) / temperature + jnp.log(len(prior) * prior)
+    scores = jnp.where(member, scores[..., None], -jnp.inf)
     return temperature * jax.nn.logsumexp(scores, axis=-2)

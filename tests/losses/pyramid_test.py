@@ -5,7 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from fs4_jax.losses.pyramid import cell_features, nearest_centroid, pool_cells, pyramid_loss
+from fs4_jax.losses.pyramid import (
+    cell_features,
+    cell_labels,
+    guidance,
+    pool_cells,
+    pooled_assignment_loss,
+    pyramid_loss,
+)
 
 
 def loop_pool(maps, level):
@@ -53,15 +60,82 @@ class CellFeaturesTest(absltest.TestCase):
                                    rtol=1e-5, atol=1e-6)
 
 
-class NearestCentroidTest(absltest.TestCase):
+class CellLabelsTest(absltest.TestCase):
 
-    def test_is_the_argmin(self):
+    def setUp(self):
+        super().setUp()
         rng = np.random.default_rng(0)
-        cells, centroids = rng.normal(size=(3, 2, 2, 5)), rng.normal(size=(7, 5))
-        want = ((cells[..., None, :] - centroids) ** 2).sum(-1).argmin(-1)
-        got = nearest_centroid(jnp.float32(cells), jnp.float32(centroids))
-        self.assertEqual(got.dtype, jnp.int32)
-        np.testing.assert_array_equal(got, want)
+        self.cells = np.float32(rng.normal(size=(3, 2, 2, 5)))
+        self.cells /= np.linalg.norm(self.cells, axis=-1, keepdims=True)
+        self.centroids = np.float32(rng.normal(size=(4, 5)))
+        self.squared = ((self.cells[..., None, :] - self.centroids) ** 2).sum(-1)
+
+    def test_the_nearest(self):
+        got = cell_labels(self.cells, self.centroids)
+        np.testing.assert_array_equal(got, np.eye(4)[self.squared.argmin(-1)])
+
+    def test_smoothed_by_distance(self):
+        want = np.exp(-self.squared / 0.7)
+        np.testing.assert_allclose(cell_labels(self.cells, self.centroids, smoothing=0.7),
+                                   want / want.sum(-1, keepdims=True), rtol=1e-4)
+
+    def test_balanced_groups_have_equal_shares(self):
+        """Also where one centroid is the nearest of all cells."""
+        centroids = np.concatenate([self.cells.mean(axis=(0, 1, 2))[None], self.centroids[1:]])
+        nearest = cell_labels(self.cells, centroids)
+        self.assertEqual(np.sum(nearest, axis=(0, 1, 2))[0], 12)
+        soft = cell_labels(self.cells, centroids, balanced=True, smoothing=0.5)
+        # Ten iterations, that end with the rows: the columns are not exact yet.
+        np.testing.assert_allclose(np.sum(soft, axis=(0, 1, 2)), np.full(4, 3.0), rtol=0.05)
+        hard = cell_labels(self.cells, centroids, balanced=True)
+        self.assertEqual(set(np.unique(hard)), {0.0, 1.0})
+        self.assertTrue(np.all(np.sum(hard, axis=(0, 1, 2)) > 0))
+
+
+class ClassesOfGroupsTest(parameterized.TestCase):
+
+    def setUp(self):
+        super().setUp()
+        rng = np.random.default_rng(0)
+        self.labels = {level: np.float32(rng.dirichlet(np.ones(3), (2, int(level), int(level))))
+                       for level in ("1", "2")}
+        self.shares = {level: np.float32(rng.dirichlet(np.ones(4), 3)) for level in ("1", "2")}
+        self.assignment = np.float32(rng.dirichlet(np.ones(4), (2, 6, 5)))
+
+    @parameterized.parameters((("1",),), (("1", "2"),))
+    def test_guidance_is_the_loop(self, levels):
+        got = guidance({level: self.labels[level] for level in levels}, self.shares, (6, 5))
+        want = np.zeros((2, 6, 5, 4))
+        for b, r, c, level in np.ndindex(2, 6, 5, len(levels)):
+            side = int(levels[level])
+            label = self.labels[levels[level]][b, r * side // 6, c * side // 5]
+            want[b, r, c] += np.log(label @ self.shares[levels[level]]) / len(levels)
+        np.testing.assert_allclose(got, want, atol=1e-4)       # 1e-6 is added to a share
+        self.assertLessEqual(float(np.max(got)), 1e-5)
+
+    def test_pooled_assignment_is_the_loop(self):
+        terms = []
+        for level, labels in self.labels.items():
+            cells = loop_pool(self.assignment, int(level))
+            terms.append(-np.mean(np.sum((labels @ self.shares[level]) * np.log(cells), axis=-1)))
+        got = pooled_assignment_loss(self.assignment, self.labels, self.shares)
+        np.testing.assert_allclose(got, np.mean(terms), rtol=1e-4)
+
+    def test_pooled_assignment_is_least_where_cells_hold_what_is_expected(self):
+        labels = {"2": self.labels["2"]}
+        expected = labels["2"] @ self.shares["2"]
+        as_expected = np.repeat(np.repeat(expected, 3, axis=1), 3, axis=2)
+        least = pooled_assignment_loss(as_expected, labels, self.shares)
+        np.testing.assert_allclose(least, -np.mean(np.sum(expected * np.log(expected), axis=-1)),
+                                   rtol=1e-4)
+        self.assertGreater(pooled_assignment_loss(self.assignment, labels, self.shares), least)
+
+    def test_a_share_of_nothing_is_no_infinity(self):
+        shares = {"1": np.float32([[1, 0, 0, 0]] * 3)}
+        labels = {"1": self.labels["1"]}
+        self.assertTrue(np.all(np.isfinite(guidance(labels, shares, (6, 5)))))
+        grad = jax.grad(pooled_assignment_loss)(jnp.zeros((2, 6, 5, 4)), labels, shares)
+        self.assertTrue(np.all(np.isfinite(grad)))
 
 
 class PyramidLossTest(absltest.TestCase):
@@ -71,22 +145,23 @@ class PyramidLossTest(absltest.TestCase):
         rng = np.random.default_rng(0)
         self.logits = {level: rng.normal(size=(3, level, level, 5)).astype(np.float32)
                        for level in (1, 2, 4)}
-        self.labels = {level: rng.integers(0, 5, (3, level, level)) for level in (1, 2, 4)}
+        self.labels = {level: np.float32(rng.dirichlet(np.ones(5), (3, level, level)))
+                       for level in (1, 2, 4)}
 
     def test_value(self):
         """Each level counts alike, whatever its number of cells."""
         terms = []
         for level, logits in self.logits.items():
-            losses = [np.log(np.sum(np.exp(row))) - row[label] for row, label in
-                      zip(np.float64(logits).reshape(-1, 5), self.labels[level].reshape(-1))]
+            losses = [np.log(np.sum(np.exp(row))) - row @ label for row, label in
+                      zip(np.float64(logits).reshape(-1, 5), self.labels[level].reshape(-1, 5))]
             terms.append(np.mean(losses))
         np.testing.assert_allclose(pyramid_loss(self.logits, self.labels), np.mean(terms),
                                    rtol=1e-6)
 
     def test_written_out(self):
         even = {1: jnp.zeros((1, 1, 1, 4))}
-        np.testing.assert_allclose(pyramid_loss(even, {1: jnp.zeros((1, 1, 1), int)}), np.log(4),
-                                   rtol=1e-6)
+        np.testing.assert_allclose(pyramid_loss(even, {1: jnp.eye(4)[:1, None, None]}),
+                                   np.log(4), rtol=1e-6)
 
     def test_the_order_of_cells_does_not_matter(self):
         flipped = [{k: v[:, ::-1, ::-1] for k, v in x.items()} for x in (self.logits, self.labels)]
@@ -96,8 +171,8 @@ class PyramidLossTest(absltest.TestCase):
     def test_gradient(self):
         grads = jax.jit(jax.grad(pyramid_loss))(self.logits, self.labels)
         for level, grad in grads.items():
-            hot = jax.nn.one_hot(self.labels[level], 5)
-            want = (jax.nn.softmax(self.logits[level]) - hot) / hot[..., 0].size / 3
+            labels = self.labels[level]
+            want = (jax.nn.softmax(self.logits[level]) - labels) / labels[..., 0].size / 3
             np.testing.assert_allclose(grad, want, atol=1e-7)
 
 
