@@ -1,4 +1,4 @@
-"""Clustering on the device: Sinkhorn assignment, k-means and mixtures, pure and sharded through jit.
+"""Clustering on the device: Sinkhorn assignment, k-means, mixtures; pure, sharded through jit.
 
 `fs4_jax.clustering.stream` is k-means over batches; see docs/clustering.md.
 """

@@ -106,8 +106,9 @@ class PyramidTest(parameterized.TestCase):
                   for level, x in extra["shares"].items()}
         trained, frozen = ({k: v for k, v in params.items() if (k in run.method.frozen) == still}
                            for still in (False, True))
-        grads = jax.grad(lambda p: run.method.loss(
-            p | frozen, params, extra | {"shares": skewed}, batch, jax.random.key(2), 0)[0])(trained)
+        extra = extra | {"shares": skewed}
+        grads = jax.grad(lambda trained: run.method.loss(
+            trained | frozen, params, extra, batch, jax.random.key(2), 0)[0])(trained)
         self.assertGreater(np.abs(grads["head"]["classifier"]["prototypes"]).max(), 1e-4)
 
     def test_numbers_of_groups(self):
