@@ -47,7 +47,7 @@ def small_config(**changes):
     config.optimizer.update(dict(learning_rate=_LEARNING_RATE, warmup_steps=0))
     config.fs4.cae.update(dict(width=16, hidden=24, radius=1))
     config.fs4.kernel.radius = 1
-    config.fs4.pgg.levels = (1, 2)
+    config.fs4.pgg.levels, config.fs4.pgg.guides = (1, 2), (1,)
     config.update_from_flattened_dict(changes)
     return config
 
@@ -62,15 +62,21 @@ def random_batch(step, b=8, size=32, tokens=4):
 
 
 def start(config, data, fsdp):
-    """(run on data x fsdp devices, first state with random centroids)."""
+    """(run on data x fsdp devices, first state with random groups)."""
     mesh = make_mesh({"data": data, "fsdp": fsdp}, jax.devices()[:data * fsdp])
     run = dataclasses.replace(prepare(config), mesh=mesh)
     state = run.create_state()
     rng = np.random.default_rng(7)
-    centroids = jax.tree.map(
-        lambda x: jax.device_put(rng.normal(size=x.shape).astype(np.float32), x.sharding),
-        state.extra["centroids"])
-    return run, dataclasses.replace(state, extra=state.extra | {"centroids": centroids})
+
+    def like(x, values):
+        return jax.device_put(values.astype(np.float32), x.sharding)
+
+    centroids = jax.tree.map(lambda x: like(x, rng.normal(size=x.shape)),
+                             state.extra["centroids"])
+    shares = jax.tree.map(lambda x: like(x, rng.dirichlet(np.ones(x.shape[1]), x.shape[0])),
+                          state.extra["shares"])
+    return run, dataclasses.replace(
+        state, extra=state.extra | {"centroids": centroids, "shares": shares})
 
 
 def train(config, data=1, fsdp=1, num_steps=_STEPS):

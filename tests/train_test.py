@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from unittest import mock
 
 import jax
 import numpy as np
@@ -47,7 +48,8 @@ def tiny_config(**changes):
     config.fs4.fit_images, config.fs4.cae.width, config.fs4.cae.hidden = 16, 8, 16
     config.fs4.bootstrap.every = 3
     config.fs4.cae.radius = config.fs4.kernel.radius = 1      # quicker to compile
-    config.fs4.pgg.levels = (1, 2)
+    config.fs4.pgg.levels, config.fs4.pgg.guides = (1, 2), (1,)
+    config.fs4.mixture.enabled = True
     config.eval.batch_size, config.eval.floors, config.eval.pictures = 8, False, 2
     config.update(changes)
     return config
@@ -172,6 +174,15 @@ class TrainTest(absltest.TestCase):
             self.assertEqual((scores["num_images"], scores["num_classes"]), (2, 3))
             self.assertEqual(scores["split"], config.data.eval_images)
 
+    def test_rounds_end(self):
+        """Rounds are due every two steps; after two of them there are no more."""
+        config = tiny_config(total_steps=7)
+        config.fs4.bootstrap.every, config.fs4.bootstrap.rounds = 2, 2
+        with mock.patch.object(train, "_bootstrap", side_effect=lambda run, source, state, step:
+                               state) as rounds:
+            quietly(train.train, config, self.dir)
+        self.assertEqual([call.args[3] for call in rounds.call_args_list], [2, 4])
+
     def test_folder_without_labels_and_with_unreadable_images(self):
         images = self.dir / "images"
         write_folder(images, [f"{'x' * i}.png" for i in range(1, 9)])
@@ -241,7 +252,7 @@ class CocoStuffTest(parameterized.TestCase):
                                check=True, capture_output=True)
             config = tiny_config(total_steps=2, num_clusters=27)
             config.data.name, config.data.root = "cocostuff", str(root)
-            config.fs4.pgg.levels = (2,)
+            config.fs4.pgg.levels = config.fs4.pgg.guides = (2,)
             status, output = quietly(train.train, config, f"{folder}/w")
             self.assertEqual(status, 0, output)
             scores = json.loads(pathlib.Path(folder, "w", "eval.json").read_text())

@@ -45,7 +45,7 @@ def swapped_prediction(student1, student2, teacher1, teacher2, valid, *, epsilon
 
     Args:
       student1, student2: float [n, k], logits (cosine / temperature) of n places in both views.
-      teacher1, teacher2: float [n, k], the teacher's cosines at the same places.
+      teacher1, teacher2: float [n, k], the teacher's scores at the same places, in cosines.
       valid: bool [n]; a place seen in one view only does not take part.
       epsilon, num_iters, marginal_relaxation, prior: as for `sinkhorn`.
       balanced: False replaces Sinkhorn by a softmax of the teacher's scores / epsilon.

@@ -97,6 +97,11 @@ class FS4:
     title = "FS^4"
     has_classes = True
 
+    @property
+    def guides(self):
+        """Levels of the pyramid whose groups guide the pixels."""
+        return tuple(str(level) for level in self.settings.pgg.guides if self.pyramid)
+
     def make_views(self, data, image_size):
         return TwoViews(ViewSettings.from_config(data), image_size, self.encoder.patch)
 
@@ -164,10 +169,9 @@ class FS4:
 
         Of its cells' groups where they guide, of the whole data set where not.
         """
-        guides = {str(level) for level in self.settings.pgg.guides} & labels.keys()
-        if not guides:
+        if not self.guides:
             return jnp.log(params["prior"])
-        return guidance({level: labels[level] for level in guides}, extra["shares"], grid)
+        return guidance({level: labels[level] for level in self.guides}, extra["shares"], grid)
 
     def _look(self, params, batch, key=None):
         """The encoder's outputs and the "appearance" of both views, or what is kept of them.
@@ -294,8 +298,7 @@ class FS4:
         fitted = fs4_fit.fit_clusters(
             fs4_fit.embed(self.head, head, gathered), groups, self.head.num_clusters, key,
             start=start, mixture=mixture.enabled, num_groups=tuple(self.pyramid.items()),
-            guides=tuple(str(level) for level in self.settings.pgg.guides if self.pyramid),
-            temperature=self.settings.student_temperature,
+            guides=self.guides, temperature=self.settings.student_temperature,
             num_iters=mixture.num_iters if mixture.enabled else 1)
         share = fitted.share + _LEAST_SHARE
         return fitted._replace(share=share / jnp.sum(share))
