@@ -13,7 +13,8 @@ PACKAGE = pathlib.Path(__file__).resolve().parents[1] / "fs4_jax"
 # Modules below fs4_jax, lowest layer first; "data" stands for data/__init__.py alone.
 LAYERS = (
     # L0: pure functions of arrays, and settings
-    {"", "clustering", "clustering.kmeans", "clustering.merge", "clustering.sinkhorn",
+    {"", "clustering", "clustering.guided", "clustering.kmeans", "clustering.merge",
+     "clustering.sinkhorn",
      "clustering.stream", "clustering.validity", "affinity",
      "affinity.windowed", "affinity.permutohedral", "affinity.crf", "evaluation",
      "evaluation.confusion", "evaluation.matching", "evaluation.per_image", "evaluation.objects",

@@ -70,50 +70,49 @@ class PyramidTest(parameterized.TestCase):
 
     def made(self, **pgg):
         config = tiny_config()
+        config.fs4.sinkhorn.enabled = False       # it takes away what all of a batch share
         config.fs4.pgg.update(pgg)
-        return prepare(config), config
+        return prepare(config)
+
+    def begun(self, run):
+        """(params, extra, batches) before anything is fitted."""
+        batches = list(run.fit_batches(checked_source(run.config, "train"), 1))
+        return *jax.jit(run.method.init)(jax.random.key(0), batches[0]["view1"][:1]), batches
 
     @parameterized.parameters("heads", "pooled")
-    def test_groups_guide_the_assignment(self, form):
-        """Where the images' group holds one cluster alone, more is assigned to it."""
-        _, config = self.made(form=form)
-        config.fs4.sinkhorn.enabled = False       # it takes away what all of a batch share
-        run = prepare(config)
-        batch = next(iter(run.fit_batches(checked_source(config, "train"), 1)))
-        params, extra = run.method.init(jax.random.key(0), batch["view1"][:1])
+    def test_groups_guide_and_are_learnt(self, form):
+        run = self.made(form=form)
+        method = run.method
+        params, extra, batches = self.begun(run)
         self.assertEqual(any("pyramid" in name for name in params["head"]), form == "heads")
-        loss = jax.jit(run.method.loss)
+        still = {name: params[name] for name in method.frozen}
+        trained = {name: part for name, part in params.items() if name not in still}
 
-        def share(shares):
-            _, (metrics, after) = loss(params, params, extra | {"shares": shares}, batch,
-                                       jax.random.key(2), 0)
-            self.assertTrue(np.isfinite(metrics["loss_pgg"]))
-            return np.asarray(after["share"])
+        @jax.jit
+        def look(shares):
+            """(running share of the clusters, gradient of PGG's loss to the prototypes)."""
+            def pgg(trained):
+                _, (metrics, after) = method.loss(trained | still, params, extra | {
+                    "shares": shares}, batches[0], jax.random.key(2), 0)
+                return metrics["loss_pgg"], after["share"]
+
+            gradient, share = jax.grad(pgg, has_aux=True)(trained)
+            return share, gradient["head"]["classifier"]["prototypes"]
 
         only = {level: jnp.tile(jnp.array([0.98, 0.01, 0.01]), (len(x), 1))
                 for level, x in extra["shares"].items()}
-        self.assertGreater(share(only)[0], share(extra["shares"])[0] + 0.005)
-        unguided = only | {"1": extra["shares"]["1"]}        # level 2 does not guide
-        np.testing.assert_allclose(share(unguided), share(extra["shares"]), atol=1e-6)
-
-    def test_pooled_assignment_trains_the_prototypes(self):
-        run, config = self.made(form="pooled", weight=1.0)
-        config.fs4.pixel.weight, config.fs4.kernel.enabled = 0.0, False
-        run = prepare(config)
-        batch = next(iter(run.fit_batches(checked_source(config, "train"), 1)))
-        params, extra = run.method.init(jax.random.key(0), batch["view1"][:1])
-        skewed = {level: jnp.tile(jnp.array([0.8, 0.1, 0.1]), (len(x), 1))
-                  for level, x in extra["shares"].items()}
-        trained, frozen = ({k: v for k, v in params.items() if (k in run.method.frozen) == still}
-                           for still in (False, True))
-        extra = extra | {"shares": skewed}
-        grads = jax.grad(lambda trained: run.method.loss(
-            trained | frozen, params, extra, batch, jax.random.key(2), 0)[0])(trained)
-        self.assertGreater(np.abs(grads["head"]["classifier"]["prototypes"]).max(), 1e-4)
+        share, gradient = look(only)
+        without, _ = look(extra["shares"])
+        # Where the images' groups hold one cluster alone, more is assigned to it.
+        self.assertGreater(share[0], without[0] + 0.005)
+        unguided, _ = look(only | {"1": extra["shares"]["1"]})        # level 2 does not guide
+        np.testing.assert_allclose(unguided, without, atol=1e-6)
+        # Heads learn from the embedding; the pooled assignment is of the prototypes themselves.
+        self.assertEqual(float(np.abs(gradient).max()) > 1e-5, form == "pooled")
 
     def test_numbers_of_groups(self):
         def sizes(**pgg):
-            return self.made(**pgg)[0].method.pyramid
+            return self.made(**pgg).method.pyramid
 
         self.assertEqual(sizes(), {"1": 9, "2": 9})              # three for each of 3 classes
         self.assertEqual(sizes(num_groups=5), {"1": 5, "2": 5})
@@ -130,14 +129,12 @@ class PyramidTest(parameterized.TestCase):
 
     def test_a_round_keeps_what_the_groups_are(self):
         """Fitted again, from its own groups or from nothing, each is matched with itself."""
+        run = self.made()
+        params, extra, batches = self.begun(run)
+        params, extra = run.method.fit(params, extra, batches, jax.random.key(1))
         for begin in ("previous", "fresh"):
-            run, config = self.made()
-            config.fs4.bootstrap.start = begin
-            method = prepare(config).method
-            batches = list(run.fit_batches(checked_source(config, "train"), 1))
-            params, extra = method.init(jax.random.key(0), batches[0]["view1"][:1])
-            params, extra = method.fit(params, extra, batches, jax.random.key(1))
-            after = method.refit(params, params, extra, batches, jax.random.key(3))
+            run.config.fs4.bootstrap.start = begin
+            after = run.method.refit(params, params, extra, batches, jax.random.key(3))
             self.assertEqual(jax.tree.map(jnp.shape, after), jax.tree.map(jnp.shape, extra))
             for level, number in (("1", 4), ("2", 9)):      # 16 images make 4 groups of images
                 before, now = (np.asarray(e["centroids"][level])[:number] for e in (extra, after))
