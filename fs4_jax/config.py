@@ -11,7 +11,8 @@ DATA_SETS = {
     "folder": (), "scenes": (),
     "cocostuff": ("27", "15", "171", "81", "182"),
     # aug: trains on the list trainaug, not train; scribbles: and on strokes, not masks
-    "voc": ("21", "21-aug", "21-scribbles", "21-aug-scribbles"),
+    # animals: background, five animals and people, the others ignored; trains on train
+    "voc": ("21", "21-aug", "21-scribbles", "21-aug-scribbles", "animals"),
     "cityscapes": ("27", "19"),
     "potsdam": ("3",),
     "camvid": ("11",),
@@ -144,6 +145,32 @@ def default_config():
             texture=c(dict(weight=0.0)),
             koleo=c(dict(weight=0.1)),
         )),
+        scribble=c(dict(
+            # given: the masks are what was drawn (full masks: full supervision) | scribbles |
+            # points: drawn from the masks; ratio: of a scribble's length
+            annotation="given", ratio=1.0, seed=0,
+            teacher_momentum=0.99,         # of the running mean, which predicts
+            # levels: blocks whose tokens are read, (): three, evenly spread. upsample: cells on a
+            # token's side. detail: width of what is seen of the image itself, 0: nothing
+            decoder=c(dict(levels=(), width=32, detail=16, upsample=4)),
+            regularizer=c(dict(
+                # none | static: colour and position (GatedCRF) | densecrf | normalized_cut |
+                # kernel_cut | dfr: deep features too
+                form="dfr", weight=1.0,
+                rampup=0.1,                # of the steps, until the weight is reached
+                reach="window",            # of static and dfr: window | dense
+                # in cells of the logits' grid, and in ImageNet-normalised colour
+                radius=5, dilations=(1,), position_sigma=6.0, colour_sigma=0.1,
+                position_weight=0.0,       # static: of a second kernel, of position alone
+                static_weight=0.0,         # dfr: of the kernel without deep features, added
+                # the fully connected kernels; position_sigma: in the longer side; leaf_size: 1 is
+                # exact; normalized=False: rloss' own numbers, weights about 1e-9
+                dense=c(dict(position_sigma=0.2, colour_sigma=0.26, leaf_size=16,
+                             normalized=True)))),
+            # the head of the deep features: pairs of so many labelled pixels an image; confident:
+            # probability from which the model's own classes count as labels, 0: never
+            consistency=c(dict(weight=1.0, width=32, pairs=128, smooth=3.0, confident=0.0)),
+        )),
     ))
 
 
@@ -155,7 +182,11 @@ _FREE_KEYS = ("checkpoint.", "eval.", "log_every", "profile.", "data.eval_", "da
 _LEAST = {"total_steps": 1, "batch_size": 1, "accumulate_steps": 1, "num_clusters": 1,
           "log_every": 1, "encoder.cached_views": 0, "fs4.overcluster": 1,
           "fs4.mixture.num_iters": 1, "fs4.pgg.smoothing": 0, "fs4.cae.radius": 0,
-          "fs4.kernel.radius": 0, "fs4.bootstrap.every": 0, "fs4.bootstrap.rounds": 0}
+          "fs4.kernel.radius": 0, "fs4.bootstrap.every": 0, "fs4.bootstrap.rounds": 0,
+          "scribble.decoder.width": 1, "scribble.decoder.detail": 0, "scribble.decoder.upsample": 1,
+          "scribble.regularizer.radius": 1, "scribble.regularizer.rampup": 0,
+          "scribble.regularizer.dense.leaf_size": 1, "scribble.consistency.width": 1,
+          "scribble.consistency.pairs": 2, "scribble.consistency.confident": 0}
 
 
 def flatten(config, prefix=""):
@@ -184,7 +215,10 @@ def check_config(config):
                "fs4.sinkhorn.prior": ("equal", "running", "fitted"),
                "fs4.pgg.form": ("heads", "pooled"), "fs4.pgg.labels": ("nearest", "balanced"),
                "fs4.bootstrap.start": ("previous", "fresh"),
-               "encoder.remat": ("none", "blocks"), "dino.centering": ("sinkhorn", "center")}
+               "encoder.remat": ("none", "blocks"), "dino.centering": ("sinkhorn", "center"),
+               "scribble.regularizer.form": ("none", "static", "densecrf", "normalized_cut",
+                                             "kernel_cut", "dfr"),
+               "scribble.regularizer.reach": ("window", "dense")}
     for key, allowed in choices.items():
         if flat[key] not in allowed:
             raise ConfigError(f"config.{key} is {flat[key]!r}; choose one of {', '.join(allowed)}")

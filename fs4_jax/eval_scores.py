@@ -43,8 +43,9 @@ def make_scores(tally, *, method, source, config, protocol):
     if shown and not protocol.per_image and not protocol.num_clusters:
         counts = tally.readouts[shown].counts
         answer |= {"matching": runs[0].matching.tolist(), "confusion": counts.tolist()}
-        shares = counts.sum(1) / max(counts.sum(), 1)
-        answer["clusters_used"], answer["largest_cluster_share"] = cluster_health(shares)
+        if not method.supervised:
+            shares = counts.sum(1) / max(counts.sum(), 1)
+            answer["clusters_used"], answer["largest_cluster_share"] = cluster_health(shares)
     return answer
 
 

@@ -323,9 +323,7 @@ class Evaluator:
         """Share and summed colour of each image's clusters, ids on the token grid."""
         ids = jnp.argmax(logits, axis=-1)
         one_hot = jax.nn.one_hot(ids, self.num_clusters)
-        h, w = ids.shape[1:]
-        cells = image.reshape(image.shape[0], h, -1, w, image.shape[2] // w, 3)
-        colour = jnp.mean(cells.astype(jnp.float32), axis=(2, 4))
+        colour = jax.image.resize(image.astype(jnp.float32), (*ids.shape, 3), "linear")
         return {"token_ids": ids, "share": jnp.sum(one_hot, axis=(1, 2)),
                 "colour": jnp.einsum("bhwk,bhwc->bkc", one_hot, colour)}
 

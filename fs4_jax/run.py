@@ -13,6 +13,7 @@ import numpy as np
 from fs4_jax.checkpoint import Checkpoints
 from fs4_jax.config import ConfigError, check_config, recall_config
 from fs4_jax.data.pipeline import make_source, to_device, train_dataset
+from fs4_jax.data.strokes import StrokeSource
 from fs4_jax.methods import make_method
 from fs4_jax.models.vit import ViT, make_encoder
 from fs4_jax.models.encoder_files import load_encoder
@@ -140,10 +141,23 @@ def trained_run(workdir):
 def checked_source(config, split):
     """The source of a split, checked before minutes are spent on it; raises DataError."""
     source = make_source(config.data, split)
+    if config.method == "scribble":
+        _check_classes(config, source)
+        if split == "train":
+            settings = config.scribble
+            source = StrokeSource(source, settings.annotation, ratio=settings.ratio,
+                                  seed=settings.seed)
     # Crops are taken from the images of training; evaluation resizes whole ones, small or not.
     patch = int(config.encoder.variant.rpartition("/")[2])
     source.check(min_side=patch if split == "train" else 1)
     return source
+
+
+def _check_classes(config, source):
+    if source.num_classes and source.num_classes != config.num_clusters:
+        raise ConfigError(f"config.num_clusters={config.num_clusters}, but {source.name} has "
+                          f"{source.num_classes} classes, and config.method=scribble learns just "
+                          f"these: set --config.num_clusters={source.num_classes}")
 
 
 def remember_encoder(run, workdir):

@@ -19,7 +19,7 @@ import numpy as np
 
 from fs4_jax.config import ConfigError
 from fs4_jax.data.images import UnreadableImage
-from fs4_jax.data.pipeline import image_of
+from fs4_jax.data.pipeline import seen_of
 from fs4_jax.metrics import ProgressLine
 from fs4_jax.models.encoder_files import fingerprint
 from fs4_jax.sharding import batch_sharding, replicated, round_up
@@ -42,6 +42,7 @@ class CachedViews:
     source: Any
     draws: int
     least_side = 1
+    labelled = False           # what is kept has all that a step needs
 
     @property
     def keys(self):
@@ -116,10 +117,10 @@ class _Views:
     def __call__(self, row):
         draw, i = divmod(row, len(self._source))
         try:
-            image = image_of(self._source, i, self._make_views.least_side)
+            image, *label = seen_of(self._source, i, self._make_views)
         except UnreadableImage as error:
             return i, str(error)
-        return i, self._make_views(image, np.random.default_rng((_SEED, draw, i)))
+        return i, self._make_views(image, np.random.default_rng((_SEED, draw, i)), *label)
 
 
 def _encode_rest(run, views, folder, progress, total):
@@ -140,7 +141,7 @@ def _encode_rest(run, views, folder, progress, total):
         if good:
             batch = _stacked([loaded[row][1] for row in good], size)
             kept = jax.device_get(encode(params, jax.device_put(batch, batch_sharding(run.mesh))))
-            kept |= {name: batch[name] for name in ("correspondence", "valid")}
+            kept |= {name: batch[name] for name in run.make_views.kept}
             arrays = arrays or _open(folder, kept, total)
             for name, values in kept.items():
                 arrays[name][start + np.array(good)] = values[:len(good)]
@@ -188,9 +189,10 @@ def _plan(run, source, draws):
 
     images = [np.array(f"{source.example_name(i)} {size(i)}") for i in range(len(source))]
     encoder = run.method.encoder
-    return {"weights": fingerprint(run.encoder_params), "block": encoder.block or encoder.depth,
+    plan = {"weights": fingerprint(run.encoder_params), "block": encoder.block or encoder.depth,
             "dtype": run.config.dtype, "images": fingerprint(images), "num_images": len(source),
             "views": str(run.make_views), "cached_views": draws}
+    return plan | ({"labels": source.labels} if run.make_views.labelled else {})
 
 
 def _claim(folder, plan):

@@ -72,7 +72,8 @@ def train(config, workdir):
                 print(f"\nstopped by {stop.requested} at step {step}, saved in "
                       f"{checkpoints.directory}: the same command goes on from there")
                 return EXIT_INTERRUPTED
-            if _due(step, config.fs4.bootstrap.every, config.fs4.bootstrap.rounds):
+            if not run.method.supervised and _due(step, config.fs4.bootstrap.every,
+                                                  config.fs4.bootstrap.rounds):
                 state = _bootstrap(run, source, state, step)
             _profile(config, workdir, step)
 
@@ -123,6 +124,8 @@ def _start(run, source, checkpoints):
         # Orbax restores the key with a sharding of its own, which the step would refuse.
         return jax.device_put(state, jax.tree.map(lambda x: x.sharding, abstract)), iterator
     state = run.create_state()
+    if run.method.supervised:
+        return state, iterator
     if run.method.has_classes:
         print("fitting the first centroids and prototypes to the encoder's own tokens ...",
               flush=True)

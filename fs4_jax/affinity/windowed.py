@@ -1,12 +1,16 @@
 """Gaussian kernels over a window: bilateral averages, attention, the Potts energy of labels.
 
-The kernel is evaluated one step of the window at a time, once more in the backward pass, and never
-stored for all of them: memory is that of a few maps, cost grows with pixels x window.
+The kernel is evaluated one step of the window at a time, once more where a backward pass needs it,
+and never stored for all of them: memory is that of a few maps, cost grows with pixels x window.
 """
+
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from fs4_jax.affinity.pairs import pair_sums, potts_energy
 
 
 def windowed_average(values, cues, *, radius, position_sigma, dilations=(1,)):
@@ -79,34 +83,61 @@ def windowed_attention(queries, keys, values, cues, *, radius, position_sigma, d
     return total / weight
 
 
-def windowed_kernel_energy(assignment, cues, *, radius, position_sigma, dilations=(1,)):
+def windowed_filter(values, cues, *, radius, position_sigma, dilations=(1,)):
+    r"""Sums of each pixel's neighbours, weighted by the kernel: :math:`y_i = \sum_j k_{ij} x_j`.
+
+    The kernel is `windowed_average`'s without the pixel itself; it is symmetric, so each pair is
+    visited once.
+
+    Args:
+      values: float [b, h, w, d].
+      cues, radius, position_sigma, dilations: as for `windowed_average`.
+
+    Returns:
+      float [b, h, w, d].
+    """
+    reach, steps = _window(radius, dilations, half=True)
+    padded_values, padded_cues = _pad(values, reach), _pad(cues, reach)
+
+    @functools.partial(jax.checkpoint, prevent_cse=False)
+    def products(step):
+        kernel = jnp.exp(_log_kernel(cues, padded_cues, step, reach, position_sigma))
+        return kernel * _neighbour(padded_values, step, reach), kernel * values
+
+    def add(total, step):
+        there, here = products(step)
+        for place, product in ((jnp.zeros_like(step), there), (step, here)):
+            seen = _neighbour(total, place, reach)
+            total = jax.lax.dynamic_update_slice(total, seen + product, _corner(place, reach))
+        return total, None
+
+    total, _ = jax.lax.scan(add, jnp.zeros_like(padded_values), steps)
+    h, w = values.shape[1:3]
+    return total[:, reach:reach + h, reach:reach + w]
+
+
+def windowed_kernel_energy(assignment, cues, *, radius, position_sigma, dilations=(1,), roi=None):
     r"""Normalised Potts energy of a soft assignment under a windowed Gaussian kernel.
 
     .. math:: R = \sum_{ij} k_{ij} (1 - \sum_k a_{ik} a_{jk}) / \sum_{ij} k_{ij}
 
     The regularizer of design.md (the relaxed Potts model of Tang et al. 2018, arXiv
     1803.09569, over a window as in GatedCRF, arXiv 1906.04651). Pairs inside the image, the
-    pixel itself left out; each unordered pair is visited once.
+    pixel itself left out. One pass over the window gives the energy and its gradient.
 
     Args:
       assignment: float [b, h, w, k], rows sum to 1.
       cues: float [b, h, w, c], divided by their sigmas beforehand. Gradients reach them:
         stop them outside where the kernel is meant to be fixed.
       radius, position_sigma, dilations: as for `windowed_average`.
+      roi: float [b, h, w] in [0, 1], the pixels that count, or None: all.
 
     Returns:
       float [b], in [0, 1]: 0 where every pair of similar neighbours agrees.
     """
-    reach, steps = _window(radius, dilations, half=True)
-    padded_assignment, padded_cues = _pad(assignment, reach), _pad(cues, reach)
-
-    def term(step):
-        kernel = jnp.exp(_log_kernel(cues, padded_cues, step, reach, position_sigma)[..., 0])
-        agree = jnp.sum(assignment * _neighbour(padded_assignment, step, reach), axis=-1)
-        return jnp.sum(kernel * (1.0 - agree), axis=(1, 2)), jnp.sum(kernel, axis=(1, 2))
-
-    energy, weight = _sum_over(steps, term)
-    return energy / jnp.maximum(weight, 1e-12)
+    kernel = functools.partial(windowed_filter, radius=radius, position_sigma=position_sigma,
+                               dilations=tuple(dilations))
+    return potts_energy(pair_sums(kernel, assignment, cues, roi))
 
 
 def _window(radius, dilations, *, half=False):
@@ -150,7 +181,12 @@ def _pad(x, reach):
 
 def _neighbour(padded, step, reach):
     """x[:, r + dy, c + dx] for every (r, c), zeros outside the image."""
-    rows, columns, dilation = step
     b, height, width, d = padded.shape
-    corner = (0, reach + rows * dilation, reach + columns * dilation, 0)
-    return jax.lax.dynamic_slice(padded, corner, (b, height - 2 * reach, width - 2 * reach, d))
+    return jax.lax.dynamic_slice(padded, _corner(step, reach),
+                                 (b, height - 2 * reach, width - 2 * reach, d))
+
+
+def _corner(step, reach):
+    """Where the image begins in a padded one that a step has moved."""
+    rows, columns, dilation = step
+    return 0, reach + rows * dilation, reach + columns * dilation, 0

@@ -34,6 +34,7 @@ class MultiCrop:
     local_size: tuple[int, int] = (96, 96)
     local_scale: tuple[float, float] = (0.05, 0.4)
     solarize: float = 0.2
+    labelled = False           # drawn from the image alone
 
     def __post_init__(self):
         least, most = self.local_scale

@@ -36,6 +36,7 @@ def train_dataset(source, make_views, *, seed, batch_size, num_workers=0, proces
       source: see `make_source`.
       make_views: (image uint8 [H, W, 3], np.random.Generator) -> dict of numpy arrays, and
         `least_side`, the side below which an image should not be decoded: see `views.TwoViews`.
+        One that is `labelled` takes the label map, uint8 [H, W], as a third argument.
       seed: int. batch_size: over all processes.
       num_workers: decoding processes; 0 decodes in threads.
       process_index, process_count: this process's share.
@@ -92,9 +93,9 @@ class _MakeViews(grain.transforms.RandomMap):
         self._source, self._make_views = source, make_views
 
     def random_map(self, index, rng):
-        i, image = self._readable(index)
+        i, seen = self._readable(index)
         try:
-            views = self._make_views(image, rng)
+            views = self._make_views(seen[0], rng, *seen[1:])
         except DataError as error:
             raise DataError(f"{self._source.example_name(i)}: {error}") from error
         return views | {"index": np.int32(i), "skipped": np.int32(-1 if i == index else index)}
@@ -102,7 +103,7 @@ class _MakeViews(grain.transforms.RandomMap):
     def _readable(self, index):
         for i in itertools.chain(range(index, len(self._source)), range(index)):
             try:
-                return i, image_of(self._source, i, self._make_views.least_side)
+                return i, seen_of(self._source, i, self._make_views)
             except UnreadableImage as error:
                 reason = error
         raise DataError(f"none of the {len(self._source)} images can be read; the last: {reason}")
@@ -279,6 +280,14 @@ def _collate(loaded, shape, batch_size, with_labels):
         for row, (_, (_, (h, w), label)) in enumerate(loaded):
             batch["label"][row, :h, :w] = label
     return batch
+
+
+def seen_of(source, i, make_views):
+    """What views of example i are made of: (image,), or (image, label) if they are labelled."""
+    if make_views.labelled:
+        example = source[i]
+        return example["image"], example["label"]
+    return (image_of(source, i, make_views.least_side),)
 
 
 def image_of(source, i, at_least=None):

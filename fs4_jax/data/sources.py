@@ -13,7 +13,7 @@ from fs4_jax.data.images import DataError
 from fs4_jax.data.potsdam import PotsdamSource
 from fs4_jax.data.scenes import SceneSource
 from fs4_jax.data.scribblesup import ScribbleSupSource
-from fs4_jax.data.voc import VocSource
+from fs4_jax.data.voc import VocAnimals, VocSource
 
 
 def make_source(data, split):
@@ -38,6 +38,8 @@ def make_source(data, split):
 
 
 def _voc(root, split, labels):
+    if labels == "animals":
+        return VocAnimals(root, split)
     if split == "val":
         return VocSource(root, split)
     source = ScribbleSupSource if labels.endswith("scribbles") else VocSource

@@ -70,6 +70,8 @@ class TwoViews:
     image_size: tuple[int, int]
     patch: int
     keys = ("view1", "view2", "correspondence", "valid")       # what a step reads of a batch
+    kept = ("correspondence", "valid")        # of these, what a cache of tokens stores as it is
+    labelled = False                          # drawn from the image alone
 
     @property
     def least_side(self):

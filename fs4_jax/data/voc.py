@@ -2,13 +2,17 @@
 
 import pathlib
 
+import numpy as np
+
 from fs4_jax.data.folder import PairSource, check_pairs, id_table, list_files, list_images, only
 from fs4_jax.data.stored import stored_files
+from fs4_jax.evaluation.confusion import IGNORE_LABEL
 
 CLASS_NAMES = (
     "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair",
     "cow", "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa",
     "train", "tvmonitor")
+ANIMAL_NAMES = ("background", "cat", "cow", "dog", "horse", "sheep", "person")
 
 # Where ScribbleSup's archive unpacks to; see `fs4_jax.data.scribblesup`.
 SCRIBBLE_FOLDER = "scribble_annotation/pascal_2012"
@@ -60,3 +64,18 @@ class VocSource(PairSource):
 
     def _labels_of(self, files, root):
         return files["label"]
+
+
+class VocAnimals(VocSource):
+    """VOC in seven classes, background, five animals and people; the others are ignored.
+
+    For the photographs of a VOC tree whose lists name animals alone. Args: as for `VocSource`.
+    """
+
+    def __init__(self, root, split="train"):
+        super().__init__(root, split)
+        voc_ids = [CLASS_NAMES.index(name) for name in ANIMAL_NAMES]
+        self.class_names, self.num_classes = ANIMAL_NAMES, len(ANIMAL_NAMES)
+        table = np.where(self._table < 0, -1, IGNORE_LABEL).astype(np.int16)
+        table[voc_ids] = np.arange(len(voc_ids))
+        self._table = table

@@ -60,6 +60,8 @@ PROTOCOLS = {protocol.name: protocol for protocol in (
     Protocol("hungarian", "this library's default: nothing cropped, nothing refined"),
     Protocol("kmeans", "this library, for encoders: k-means on tokens, K clusters",
              clusters="kmeans", runs=3),
+    Protocol("identity", "supervised models, scribbles: classes are known, ids are theirs (VOC's "
+             "mIoU)", matching="identity"),
     Protocol("stego27", "STEGO, HP, DepthG, EAGLE, SmooSeg, PPAP, CAUSE, PriMaPs",
              labels="COCO-Stuff-27, curated val", **_STEGO),
     Protocol("picie27", "PiCIE, FS^4 (it compares to PiCIE)", labels="COCO-Stuff-27, curated val",

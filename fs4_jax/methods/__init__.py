@@ -3,8 +3,9 @@
 from fs4_jax.methods.base import Method
 from fs4_jax.methods.dino import DINO, make_dino
 from fs4_jax.methods.fs4 import FS4, make_fs4
+from fs4_jax.methods.scribble import Scribble, make_scribble
 
-_METHODS = {"fs4": make_fs4, "dino": make_dino}
+_METHODS = {"fs4": make_fs4, "dino": make_dino, "scribble": make_scribble}
 
 
 def make_method(config, encoder):
@@ -14,4 +15,5 @@ def make_method(config, encoder):
     return _METHODS[config.method](config, encoder)
 
 
-__all__ = ["DINO", "FS4", "Method", "make_dino", "make_fs4", "make_method"]
+__all__ = ["DINO", "FS4", "Method", "Scribble", "make_dino", "make_fs4", "make_method",
+           "make_scribble"]

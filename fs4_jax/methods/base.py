@@ -8,12 +8,14 @@ class Method(Protocol):
 
     encoder: the Linen module. title: as people write its name. frozen: the keys of `params` that
     are not trained. has_classes: whether `predict` gives logits of config.num_clusters classes; if
-    not, it is looked at through k-means of its tokens.
+    not, it is looked at through k-means of its tokens. supervised: whether classes are the labels'
+    own: then nothing is fitted, and it has neither `fit` nor `refit`.
     """
     encoder: Any
     title: str
     frozen: tuple[str, ...]
     has_classes: bool
+    supervised: bool
 
     def make_views(self, data, image_size) -> Any:
         """What `data.pipeline.train_dataset` makes of an image; data: config.data."""

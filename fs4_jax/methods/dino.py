@@ -64,6 +64,7 @@ class DINO:
     title = "DINO"
     frozen = ()
     has_classes = False
+    supervised = False
 
     def make_views(self, data, image_size):
         settings = self.settings

@@ -96,6 +96,7 @@ class FS4:
     frozen: tuple[str, ...]
     title = "FS^4"
     has_classes = True
+    supervised = False
 
     @property
     def guides(self):

@@ -1,0 +1,32 @@
+"""Scribbles on PASCAL VOC 2012: ScribbleSup's strokes, or strokes drawn from VOC's masks.
+
+Paper: DFR, arXiv 2108.01296 (our reconstruction); strokes: ScribbleSup, CVPR 2016.
+Commands:
+  python -m fs4_jax.main --config=configs/voc_scribble.py --workdir=W --config.data.root=VOC2012 \\
+      --config.encoder.weights=FILE.safetensors
+  python -m fs4_jax.main --config=configs/voc_scribble.py:animals ...     # 7 classes, drawn strokes
+Cost on 2 CPU cores: see docs/scribble.md.
+"""
+
+from configs import scribble
+
+
+def get_config(arg="scribblesup"):
+    """arg: "scribblesup" (21 classes, trainaug) or "animals" (7 classes of a tree that has them,
+    strokes drawn from the masks)."""
+    if arg not in ("scribblesup", "animals"):
+        raise ValueError(f"configs/voc_scribble.py:{arg}: choose scribblesup or animals")
+    config = scribble.get_config("S/14")
+    config.data.name = "voc"
+    config.data.image_size = 224
+    config.data.eval_size = 448
+    if arg == "animals":
+        config.data.label_set = "animals"
+        config.num_clusters = 7
+        config.scribble.annotation = "scribbles"
+    else:
+        config.data.label_set = "21-aug-scribbles"
+        config.num_clusters = 21
+        config.total_steps = 20_000
+        config.batch_size = 16
+    return config

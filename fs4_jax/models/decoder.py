@@ -1,0 +1,60 @@
+"""A light decoder: tokens of several blocks and the image's own edges to logits on a finer grid."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from fs4_jax.models.block_ops import gelu
+
+
+class MultiLevelDecoder(nn.Module):
+    """levels [b, l, h, w, d], images float [b, H, W, 3] -> dict, on a grid of [upsample h, ... w].
+
+    "embedding" [b, h', w', width], "logits" [b, h', w', num_classes] and, with consistency > 0,
+    "features" [b, h', w', consistency]: g of the feature consistency head (our reconstruction of
+    DFR's, after A2GNN: each level reduced, all of them side by side, one linear map).
+
+    Attributes:
+      num_classes: outputs. width: of the embedding, half of what tokens are reduced to.
+      detail: width of what is seen of the image itself, at the resolution of the answer; 0: nothing.
+      upsample: cells on a token's side.
+      consistency: width of g; 0 builds no such head.
+    """
+    num_classes: int
+    width: int = 32
+    detail: int = 16
+    upsample: int = 4
+    consistency: int = 0
+
+    @nn.compact
+    def __call__(self, levels, images):
+        levels = [level.astype(jnp.float32) for level in jnp.moveaxis(levels, 1, 0)]
+        grid = tuple(side * self.upsample for side in levels[0].shape[1:3])
+        details = [self._detail(images, grid)] if self.detail else []
+        fused = gelu(nn.Dense(2 * self.width, name="fuse")(self._reduced(levels, "reduce")))
+        coarse = _resized(nn.Dense(self.width, name="project")(fused), grid)
+        seen = jnp.concatenate([coarse, *details], axis=-1)
+        # What the tokens say alone stays within reach of the classifier.
+        embedding = coarse + gelu(nn.Conv(self.width, (3, 3), name="refine")(seen))
+        logits = nn.Dense(self.num_classes, name="classifier")(embedding)
+        answer = {"embedding": embedding, "logits": logits}
+        if self.consistency:
+            deep = nn.Dense(self.consistency, name="consistency")(
+                nn.elu(self._reduced(levels, "relate")))
+            answer["features"] = _resized(deep, grid)
+        return answer
+
+    def _reduced(self, levels, name):
+        return jnp.concatenate([nn.Dense(2 * self.width, name=f"{name}_{i}")(level)
+                                for i, level in enumerate(levels)], axis=-1)
+
+    def _detail(self, images, grid):
+        x = _resized(images.astype(jnp.float32), grid)
+        for i in range(2):
+            x = gelu(nn.Conv(self.detail, (3, 3), name=f"detail_{i}")(x))
+        return x
+
+
+def _resized(maps, grid):
+    """Bilinear, averaging where it shrinks: float [b, h, w, c] to [b, *grid, c]."""
+    return jax.image.resize(maps, (maps.shape[0], *grid, maps.shape[-1]), "linear")
