@@ -169,7 +169,7 @@ def default_config():
                              normalized=True)))),
             # the head of the deep features: pairs of so many labelled pixels an image; confident:
             # probability from which the model's own classes count as labels, 0: never
-            consistency=c(dict(weight=1.0, width=32, pairs=128, smooth=3.0, confident=0.0)),
+            consistency=c(dict(weight=1.0, width=16, pairs=128, smooth=3.0, confident=0.0)),
         )),
     ))
 

@@ -1,7 +1,7 @@
 """Fully connected Gaussian kernels over position, colour and features, a block at a time.
 
 Exact as it stands, with the memory of one block of the kernel. With leaves, what is summed over is
-gathered first: a balanced k-d tree of each image's pixels, in the space of the kernel itself, puts
+gathered first: a balanced k-d tree of each tile's pixels, in the space of the kernel itself, puts
 those that the kernel hardly tells apart into leaves of equal number, and a leaf stands for them by
 its weight, its mean and its spread. All shapes are static, so it runs inside of jit.
 """
@@ -17,6 +17,7 @@ from fs4_jax.affinity.pairs import pair_sums, potts_energy
 
 # Of the kernel, held at once for an image: on a CPU what a core's cache holds.
 _BLOCK_ENTRIES = {"cpu": 1 << 18, "default": 1 << 25}
+_TILE = 0.7                # of the position's sigma; a tile's deviation is 1 / sqrt(12) of its side
 
 
 def dense_filter(values, cues, *, position_sigma, leaf_size=1, self_pairs=False):
@@ -39,15 +40,14 @@ def dense_filter(values, cues, *, position_sigma, leaf_size=1, self_pairs=False)
       float32 [b, h, w, d].
     """
     b, h, w, d = values.shape
-    points = _points(cues, (b, h, w), position_sigma)
-    flat = values.astype(jnp.float32).reshape(b, h * w, d)
-    mean, variance, gathered = points, None, flat
+    points, values = _points(cues, (b, h, w), position_sigma), values.astype(jnp.float32)
+    flat = points.reshape(b, h * w, -1)
+    mean, variance, gathered = flat, None, values.reshape(b, h * w, d)
     if leaf_size > 1:
-        mean, variance, gathered = _leaves(points, flat, leaf_size)
-    filtered = _blockwise(points, mean, variance, gathered)
-    if not self_pairs:
-        filtered = filtered - flat
-    return filtered.reshape(b, h, w, d)
+        mean, variance, gathered = _leaves(points, values, leaf_size,
+                                           _tile_side(position_sigma, leaf_size))
+    filtered = _blockwise(flat, mean, variance, gathered).reshape(b, h, w, d)
+    return filtered if self_pairs else filtered - values
 
 
 def dense_kernel_energy(assignment, cues, *, position_sigma, leaf_size=1, roi=None):
@@ -72,15 +72,13 @@ def dense_kernel_energy(assignment, cues, *, position_sigma, leaf_size=1, roi=No
 
 
 def _points(cues, shape, position_sigma):
-    """Pixels in the kernel's space, [b, n, 2 + c], about their mean: products stay small."""
+    """Pixels in the kernel's space, [b, h, w, 2 + c], about their mean: products stay small."""
     b, h, w = shape
     place = np.stack(np.meshgrid(np.arange(h), np.arange(w), indexing="ij"), axis=-1)
-    place = jnp.asarray(place.reshape(1, h * w, 2) / position_sigma, jnp.float32)
-    points = jnp.broadcast_to(place, (b, h * w, 2))
+    points = jnp.broadcast_to(jnp.asarray(place / position_sigma, jnp.float32), (b, h, w, 2))
     if cues is not None:
-        cues = cues.astype(jnp.float32).reshape(b, h * w, -1)
-        points = jnp.concatenate([points, cues], axis=-1)
-    return points - jax.lax.stop_gradient(jnp.mean(points, axis=1, keepdims=True))
+        points = jnp.concatenate([points, cues.astype(jnp.float32)], axis=-1)
+    return points - jax.lax.stop_gradient(jnp.mean(points, axis=(1, 2), keepdims=True))
 
 
 def _blockwise(points, mean, variance, values):
@@ -125,32 +123,50 @@ def _exponent_factors(points, mean, variance):
             jnp.concatenate([-0.5 * width, mean * width, constant], axis=-1))
 
 
-def _leaves(points, values, leaf_size):
+def _leaves(points, values, leaf_size, tile):
     """(means [b, m, c], variances [b, m, c], sums of values [b, m, d]) of a k-d tree's leaves.
 
-    Every node is split in the middle of the axis along which its points vary most. Which leaf a
-    point falls in has no gradient.
+    points [b, h, w, c] and values [b, h, w, d] are cut into tiles first, which the kernel hardly
+    tells apart by position; then every node is split in the middle of the axis along which its
+    points vary most. Which leaf a point falls in has no gradient.
     """
-    b, n, c = points.shape
-    depth = max(0, round(math.log2(n / leaf_size)))
-    size = -(-n // 2 ** depth)
-    more = ((0, 0), (0, 2 ** depth * size - n), (0, 0))         # fills up the last leaf
-    weight = jnp.pad(jnp.ones((b, n, 1), jnp.float32), more)
+    b, h, w, _ = points.shape
+    more = ((0, 0), (0, -h % tile), (0, -w % tile), (0, 0))        # tiles beyond the border
+    weight = jnp.pad(jnp.ones((b, h, w, 1), jnp.float32), more)
     values, points = jnp.pad(values, more), jnp.pad(points, more, mode="edge")
-    fixed = jax.lax.stop_gradient(points)
-    order = jnp.broadcast_to(jnp.arange(2 ** depth * size), weight.shape[:2])
+    weight, values, points = (_tiled(x, tile) for x in (weight, values, points))
+    nodes = jax.lax.stop_gradient(points)
+    order = jnp.broadcast_to(jnp.arange(tile * tile), points.shape[:2])
+    depth = max(0, round(math.log2(tile * tile / leaf_size)))
     for level in range(depth):
-        order = order.reshape(b, 2 ** level, -1)
-        split = _rows_at(fixed, order)                          # [b, nodes, points, c]
-        axis = jnp.argmax(jnp.var(split, axis=2), axis=-1)
-        key = jnp.take_along_axis(split, axis[:, :, None, None], axis=-1)[..., 0]
-        _, order = jax.lax.sort((key, order), dimension=2, num_keys=1)
-    weight, points, values = (_rows_at(x, order.reshape(b, 2 ** depth, size))
-                              for x in (weight, points, values))
+        spread = jnp.max(nodes, axis=1) - jnp.min(nodes, axis=1)
+        axis = jnp.argmax(spread, axis=-1)
+        key = jnp.take_along_axis(nodes, axis[:, None, None], axis=-1)[..., 0]
+        _, order = jax.lax.sort((key, order), dimension=1, num_keys=1, is_stable=True)
+        order = order.reshape(-1, order.shape[1] // 2)
+        nodes = _rows_at(jax.lax.stop_gradient(points), order.reshape(len(points), -1)).reshape(
+            *order.shape, -1)
+    order = order.reshape(len(points), -1)
+    weight, values, points = (
+        _rows_at(x, order).reshape(b, -1, tile * tile >> depth, x.shape[-1])
+        for x in (weight, values, points))
     number = jnp.maximum(jnp.sum(weight, axis=2), 1)
     mean = jnp.sum(weight * points, axis=2) / number
     variance = jnp.sum(weight * (points - mean[:, :, None]) ** 2, axis=2) / number
     return mean, variance, jnp.sum(values, axis=2)
+
+
+def _tile_side(position_sigma, leaf_size):
+    """A power of two: a tile's spread is a fifth of the kernel's sigma, or it holds one leaf."""
+    side = max(position_sigma * _TILE, math.sqrt(leaf_size), 1)
+    return 2 ** round(math.log2(side))
+
+
+def _tiled(x, tile):
+    """[b, h, w, c] -> [b * tiles, tile * tile, c]."""
+    b, h, w, c = x.shape
+    x = x.reshape(b, h // tile, tile, w // tile, tile, c).swapaxes(2, 3)
+    return x.reshape(-1, tile * tile, c)
 
 
 def _rows_at(x, index):

@@ -34,6 +34,7 @@ from fs4_jax.models.decoder import MultiLevelDecoder
 from fs4_jax.models.vit import normalize_images
 
 _NUM_LEVELS = 3
+_SMOOTH_RADIUS = 2              # tokens
 _COLOUR_UNIT = 255 * 0.225      # of 0..255, in one of the normalised colour's (ImageNet's mean std)
 
 
@@ -110,7 +111,7 @@ class Scribble:
             weights["regularizer"] = ramp * settings.regularizer.weight
         if "features" in out:
             terms["pairs"] = self._pair_loss(out, label, ramp, key_pairs)
-            terms["smooth"] = self._smoothness(out["features"], colour)
+            terms["smooth"] = self._smoothness(out["features"], images)
             weights["pairs"] = settings.consistency.weight
             weights["smooth"] = settings.consistency.weight * settings.consistency.smooth
         loss = sum(weights[name] * term for name, term in terms.items())
@@ -139,7 +140,9 @@ class Scribble:
             sigma = dense.colour_sigma
         if settings.form == "static":
             return jnp.mean(energy(assignment, jax.lax.stop_gradient(colour / sigma)))
-        return dynamic_feature_loss(assignment, colour / sigma, out["features"], energy,
+        deep = out["features"]
+        deep = jax.image.resize(deep, (*colour.shape[:3], deep.shape[-1]), "linear")
+        return dynamic_feature_loss(assignment, colour / sigma, deep, energy,
                                     static_weight=settings.static_weight)
 
     @staticmethod
@@ -147,10 +150,12 @@ class Scribble:
         return dict(radius=settings.radius, dilations=tuple(settings.dilations),
                     position_sigma=settings.position_sigma)
 
-    def _smoothness(self, features, colour):
+    def _smoothness(self, features, images):
+        """Between tokens: the same kernel as the regularizer's, on the coarser grid."""
         settings = self.settings.regularizer
-        return feature_smoothness(features, colour / settings.colour_sigma,
-                                  **self._window(settings))
+        colour = jax.image.resize(images, (*features.shape[:3], 3), "linear")
+        return feature_smoothness(features, colour / settings.colour_sigma, radius=_SMOOTH_RADIUS,
+                                  position_sigma=settings.position_sigma / self.decoder.upsample)
 
     def _pair_loss(self, out, label, ramp, key):
         """Pairs of labelled pixels; after the ramp also of pixels the model is sure of."""
@@ -200,12 +205,12 @@ def _sampled(out, label, number, key):
     labelled = (label != IGNORE_LABEL).reshape(b, -1)
     order = jax.random.uniform(key, labelled.shape) + labelled
     chosen = jax.lax.top_k(order, min(number, labelled.shape[1]))[1]
-    grid = jnp.array(out["features"].shape[1:3])
-    place = jnp.stack([chosen // width, chosen % width], axis=-1)
-    place = (place + 0.5) * grid / jnp.array([height, width]) - 0.5
+    place = (jnp.stack([chosen // width, chosen % width], axis=-1) + 0.5) / jnp.array(
+        [height, width])
+    features, logits = (sample_at(maps, place * jnp.array(maps.shape[1:3]) - 0.5)
+                        for maps in (out["features"], out["logits"]))
     pick = functools.partial(jnp.take_along_axis, axis=1)
-    return (sample_at(out["features"], place), sample_at(out["logits"], place),
-            pick(label.reshape(b, -1), chosen), pick(labelled, chosen))
+    return features, logits, pick(label.reshape(b, -1), chosen), pick(labelled, chosen)
 
 
 def telemetry(logits, label):

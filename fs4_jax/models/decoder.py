@@ -11,8 +11,8 @@ class MultiLevelDecoder(nn.Module):
     """levels [b, l, h, w, d], images float [b, H, W, 3] -> dict, on a grid of [upsample h, ... w].
 
     "embedding" [b, h', w', width], "logits" [b, h', w', num_classes] and, with consistency > 0,
-    "features" [b, h', w', consistency]: g of the feature consistency head (our reconstruction of
-    DFR's, after A2GNN: each level reduced, all of them side by side, one linear map).
+    "features" [b, h, w, consistency], one for each token: g of the feature consistency head (our
+    reconstruction of DFR's, after A2GNN: each level reduced, all side by side, one linear map).
 
     Attributes:
       num_classes: outputs. width: of the embedding, half of what tokens are reduced to.
@@ -39,9 +39,8 @@ class MultiLevelDecoder(nn.Module):
         logits = nn.Dense(self.num_classes, name="classifier")(embedding)
         answer = {"embedding": embedding, "logits": logits}
         if self.consistency:
-            deep = nn.Dense(self.consistency, name="consistency")(
+            answer["features"] = nn.Dense(self.consistency, name="consistency")(
                 nn.elu(self._reduced(levels, "relate")))
-            answer["features"] = _resized(deep, grid)
         return answer
 
     def _reduced(self, levels, name):
