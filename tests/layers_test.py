@@ -26,6 +26,7 @@ LAYERS = (
      "models.architecture", "models.weight_files", "models.weight_names", "models.encoder_files",
      "models.heads", "models.prototypes", "models.projection", "models.masking",
      "models.context_embedding", "models.prototype_decoder", "models.foreground",
+     "models.alignseg_files",
      "losses", "losses.assignment", "losses.pyramid",
      "losses.distillation", "losses.kernel", "losses.alignment",
      "data", "data.images", "data.folder", "data.stored", "data.cocostuff", "data.voc",

@@ -49,7 +49,7 @@ class PrototypeDecoder(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """Prototypes [b, k, d] and tokens [b, n, d] -> prototypes [b, k, d]; a norm ends each branch."""
+    """Prototypes [b, k, d], tokens [b, n, d] -> prototypes [b, k, d]; a norm after each branch."""
     num_heads: int
     hidden: int
 
