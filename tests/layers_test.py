@@ -31,7 +31,7 @@ LAYERS = (
      "losses.distillation", "losses.kernel", "losses.alignment",
      "data", "data.images", "data.folder", "data.stored", "data.cocostuff", "data.voc",
      "data.scribblesup", "data.cityscapes", "data.potsdam", "data.camvid", "data.scenes",
-     "data.views", "data.crops", "data.scribbles", "state"},
+     "data.views", "data.crops", "data.aligned_crops", "data.scribbles", "state"},
     # L2: files and pictures
     {"data.sources", "data.pipeline", "data.build", "data.cocostuff_tfds", "checkpoint",
      "evaluation.pictures", "evaluation.report", "evaluation.report_charts",
