@@ -50,13 +50,14 @@ class Evaluator:
       train_source: the training split, which floors are fitted to (None: to what is scored);
         with labels for a protocol that trains a probe.
       probes: a TokenProbes that is run too, its scores in eval.json; or None.
+      also: Evaluators of other protocols that are run too, their scores in eval.json.
       on_unreadable: "raise" or "skip".
     """
 
     def __init__(self, method, source, config, mesh, split, *, train_source=None, probes=None,
-                 on_unreadable="raise"):
+                 also=(), on_unreadable="raise"):
         self.method, self.config, self.mesh = method, config, mesh
-        self.split, self.probes = split, probes
+        self.split, self.probes, self.also = split, probes, also
         # Without labels nothing is scored: the model is looked at as it is.
         as_it_is = "hungarian" if method.has_classes else "kmeans"
         self.protocol = find_protocol(config.eval.protocol if source.num_classes else as_it_is)
@@ -103,6 +104,10 @@ class Evaluator:
         scores = self._scores(tally, step) if self.num_classes else None
         if scores and self.probes:
             scores["probes"] = self.probes.run(params)
+        if scores and self.also:
+            others = [other.run(params, step, floors=floors).scores for other in self.also]
+            scores["also"] = {other["protocol"]: {k: v for k, v in other.items()
+                                                  if k != "confusion"} for other in others}
         failed = []
         if pictures and scores and "matching" in scores:
             failed = self._pictures_of(params, fitted, images.worst(
@@ -173,11 +178,23 @@ class Evaluator:
             raise ConfigError(f"config.eval.matching has no place in config.eval.protocol="
                               f"{self.protocol.name}: its clusters are not the model's, or every "
                               "image has a match of its own")
+        flip = self.protocol.flip_averaging or self.config.eval.flip
+        if flip and self.protocol.clusters == "model" and not hasattr(self.method, "classify"):
+            raise ConfigError(f"config.eval.protocol={self.protocol.name} with config.eval.flip="
+                              f"{self.config.eval.flip} classifies a mean of two embeddings, and "
+                              f"what tells classes apart in config.method={self.config.method} is "
+                              "each image's own: set config.eval.flip=False and config.eval."
+                              "protocol to hungarian, picie27 or per-image-m2o")
         for key in ("flip", "crf"):
             if self.config.eval[key] and self.protocol.geometry != "whole":
                 raise ConfigError(f"config.eval.{key} has no place in config.eval.protocol="
                                   f"{self.protocol.name}, which says itself what it refines; it "
                                   "is for hungarian and kmeans")
+
+    @property
+    def _by_segment(self):
+        """Whether an image's own segments are scored: classes would only be merged segments."""
+        return self.protocol.per_image and hasattr(self.method, "num_segments")
 
     def _seen(self, source):
         if self.protocol.geometry == "whole":
@@ -212,7 +229,7 @@ class Evaluator:
         if self.protocol.clusters == "probe":
             rows["model"] = self.num_classes
         elif self.protocol.clusters == "model":
-            rows["model"] = self.num_clusters
+            rows["model"] = self.method.num_segments if self._by_segment else self.num_clusters
         return rows
 
     def _measured(self, params, fitted, batch):
@@ -266,7 +283,7 @@ class Evaluator:
             return {"model": apply_probe(fitted["probe"], out[probed_features(self.protocol)])}
         if clusters == "model":
             return {"model": self.method.classify(params, self._flipped(params, image)) if flip
-                    else out["logits"]}
+                    else out["segments" if self._by_segment else "logits"]}
         tokens = self._flipped(params, image, unit_tokens=True) if flip else tokens
         return {name: closeness(tokens, x) for name, x in fitted.items() if name.startswith("run")}
 

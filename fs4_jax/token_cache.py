@@ -140,7 +140,7 @@ def _encode_rest(run, views, folder, progress, total):
         if good:
             batch = _stacked([loaded[row][1] for row in good], size)
             kept = jax.device_get(encode(params, jax.device_put(batch, batch_sharding(run.mesh))))
-            kept |= {name: batch[name] for name in ("correspondence", "valid")}
+            kept |= {name: batch[name] for name in run.make_views.kept}
             arrays = arrays or _open(folder, kept, total)
             for name, values in kept.items():
                 arrays[name][start + np.array(good)] = values[:len(good)]

@@ -38,6 +38,7 @@ LAYERS = (
      "evaluation.report_training"},
     # L3: the step and the methods
     {"train_step", "accumulation", "methods", "methods.base", "methods.fs4", "methods.dino",
+     "methods.alignseg",
      "methods.fs4_fit"},
     # L4: what runs
     {"run", "token_cache", "watch", "train", "evaluator", "eval_fits", "eval_scores",

@@ -22,42 +22,43 @@ _MOST_DRAWS = 1000
 class AlignedCrops:
     """Crops of an image, all resized to one size (methods.md 2.3).
 
-    settings: ViewSettings: what photometric draws there are, and flip; its crop_scale is the share
-    of the image's area that the global crop shows. image_size: (height, width) of every crop.
-    patch: token side. num_local, local_scale: of the local crops. intersection: share of the
-    image's area; a local crop that has no more than that in common with the global one is drawn
-    again.
+    settings: ViewSettings: what photometric draws there are, and flip. image_size: (height, width)
+    of every crop. patch: token side. num_local: local crops. global_scale, local_scale: shares of
+    the image's area that a crop shows, (least, most). intersection: share of the image's area; a
+    local crop that has no more than that in common with the global one is drawn again.
     """
     settings: ViewSettings
     image_size: tuple[int, int]
     patch: int
     num_local: int = 2
+    global_scale: tuple[float, float] = (0.5, 1.0)
     local_scale: tuple[float, float] = (0.05, 0.25)
     intersection: float = 0.05
     keys = ("crops",)           # what a step reads of a batch
-    kept = ()
+    kept = ()                   # of these, what is kept as it is with cached tokens
 
     def __post_init__(self):
-        scale, least = self.local_scale, self.intersection
-        if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1:
-            raise DataError(f"config.alignseg.local_scale={scale}: give two shares of an area, "
-                            "least,most, above 0 and up to 1")
-        if not 0 <= least < scale[1]:
-            raise DataError(f"config.alignseg.intersection={least} is not below the largest local "
-                            f"crop, config.alignseg.local_scale={scale}: no crop could have that "
-                            "in common with another")
+        for name in ("global_scale", "local_scale"):
+            scale = getattr(self, name)
+            if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1:
+                raise DataError(f"config.alignseg.{name}={scale}: give two shares of an area, "
+                                "least,most, above 0 and up to 1")
+        if not 0 <= self.intersection < min(self.local_scale[1], self.global_scale[0]):
+            raise DataError(f"config.alignseg.intersection={self.intersection} is not below the "
+                            f"crops: config.alignseg.local_scale={self.local_scale}, global_scale="
+                            f"{self.global_scale}: they could not have that in common")
 
     @property
     def least_side(self):
         """Of a photograph, the side at which the smallest crops keep their resolution."""
-        least = min(self.local_scale[0], self.settings.crop_scale[0])
+        least = min(self.local_scale[0], self.global_scale[0])
         return math.ceil(max(self.image_size) / math.sqrt(least))
 
     def __call__(self, image, rng):
         """image uint8 [H, W, 3] -> "crops" uint8 [1 + num_local, height, width, 3], the global one
         first. Raises DataError where no local crop is found that overlaps it enough."""
         whole = (0.0, 0.0, *checked_size(image, self.patch))
-        first = self._box(rng, whole, self.settings.crop_scale)
+        first = self._box(rng, whole, self.global_scale)
         boxes = [first] + [self._overlapping(rng, whole, first) for _ in range(self.num_local)]
         return {"crops": np.stack([self._view(image, rng, box) for box in boxes])}
 

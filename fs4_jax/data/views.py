@@ -70,6 +70,7 @@ class TwoViews:
     image_size: tuple[int, int]
     patch: int
     keys = ("view1", "view2", "correspondence", "valid")       # what a step reads of a batch
+    kept = ("correspondence", "valid")         # of these, what is kept as it is with cached tokens
 
     @property
     def least_side(self):

@@ -1,10 +1,11 @@
 """The systems: what is trained, with what loss, and how it predicts."""
 
+from fs4_jax.methods.alignseg import AlignSeg, make_alignseg
 from fs4_jax.methods.base import Method
 from fs4_jax.methods.dino import DINO, make_dino
 from fs4_jax.methods.fs4 import FS4, make_fs4
 
-_METHODS = {"fs4": make_fs4, "dino": make_dino}
+_METHODS = {"fs4": make_fs4, "alignseg": make_alignseg, "dino": make_dino}
 
 
 def make_method(config, encoder):
@@ -14,4 +15,5 @@ def make_method(config, encoder):
     return _METHODS[config.method](config, encoder)
 
 
-__all__ = ["DINO", "FS4", "Method", "make_dino", "make_fs4", "make_method"]
+__all__ = ["AlignSeg", "DINO", "FS4", "Method", "make_alignseg", "make_dino", "make_fs4",
+           "make_method"]

@@ -14,7 +14,7 @@ _PLAIN = dict(flip=0.0, brightness=0.0, contrast=0.0, saturation=0.0, hue=0.0, g
 
 
 def crops(image_size=(32, 32), settings=None, **options):
-    settings = ViewSettings(crop_scale=(0.5, 1.0), **(settings or _PLAIN))
+    settings = ViewSettings(**(settings or _PLAIN))
     return AlignedCrops(settings, image_size, 8, **options)
 
 
@@ -80,6 +80,7 @@ class AlignedCropsTest(parameterized.TestCase):
 
     @parameterized.parameters(
         (dict(local_scale=(0.3, 0.1)), "alignseg.local_scale="),
+        (dict(global_scale=(0.5,)), "alignseg.global_scale="),
         (dict(local_scale=(0.01, 0.04)), "alignseg.intersection=0.05 is not below"))
     def test_settings_that_can_not_work(self, options, message):
         with self.assertRaisesRegex(DataError, message):
