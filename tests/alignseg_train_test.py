@@ -1,6 +1,7 @@
 """AlignSeg from end to end: trained, stopped, resumed, scored twice over, masks written."""
 
 import contextlib
+import importlib.util
 import io
 import json
 import pathlib
@@ -56,6 +57,20 @@ class StopAfter:
 
 
 class AlignSegTrainTest(absltest.TestCase):
+
+    def test_the_configs_can_work(self):
+        for name, *kinds in (("demo",), ("camvid",), ("voc", "right", "released"), ("coco27",)):
+            path = pathlib.Path(__file__).resolve().parents[1] / f"configs/alignseg_{name}.py"
+            spec = importlib.util.spec_from_file_location(name, path)
+            module = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(module)
+            for arguments in [(kind,) for kind in kinds] or [()]:
+                config = module.get_config(*arguments)
+                with self.subTest(f"{name} {arguments}"):
+                    method = run.prepare(config).method
+                    method.make_views(config.data, (224, 224))
+                    self.assertIn("per-image-m2o", config.eval.also)
+                    self.assertEqual(method.settings.released_pairing, arguments == ("released",))
 
     def test_from_images_to_masks(self):
         # On one device: eight compile for minutes, and methods/alignseg_test.py has them.

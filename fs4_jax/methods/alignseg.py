@@ -37,7 +37,6 @@ from fs4_jax.losses.alignment import (
     prototype_contrast,
     prototype_image_loss,
 )
-from fs4_jax.methods.fs4_fit import gather
 from fs4_jax.models.alignseg_files import load_decoder
 from fs4_jax.models.foreground import foreground_mask
 from fs4_jax.models.prototype_decoder import PrototypeDecoder
@@ -189,12 +188,14 @@ class AlignSeg:
     def _given_decoder(self, params):
         decoder, given = load_decoder(self.settings.weights, num_heads=self.decoder.num_heads,
                                       bug_compatible=self.decoder.bug_compatible)
-        if decoder != self.decoder or given["prototypes"].shape != params["prototypes"].shape:
-            raise ConfigError(
-                f"config.alignseg.weights={self.settings.weights} holds {decoder}, for tokens of "
-                f"{given['prototypes'].shape[1]} channels; the config asks for {self.decoder} and "
-                f"has tokens of {params['prototypes'].shape[1]}: change config.alignseg.* or "
-                "config.encoder.variant")
+        pairs = [(f"config.alignseg.{name}", getattr(decoder, name), getattr(self.decoder, name))
+                 for name in ("num_prototypes", "hidden", "num_layers")]
+        pairs.append(("the encoder's width", *(x["prototypes"].shape[1] for x in (given, params))))
+        differing = [f"  {name}: there {there}, now {now}" for name, there, now in pairs
+                     if there != now]
+        if differing:
+            raise ConfigError(f"config.alignseg.weights={self.settings.weights} holds another "
+                              "decoder:\n" + "\n".join(differing))
         return given
 
     def refit(self, params, teacher, extra, batches, key):
@@ -205,17 +206,22 @@ class AlignSeg:
 
         Segments without a token have no vote.
         """
-        gathered = gather(functools.partial(_segments, self), params, batches)
-        points, owned = (x.reshape(-1, *x.shape[2:]) for x in
-                         (gathered["signature"], gathered["owned"]))
+        seen = [jax.device_get(self._segments(params, batch)) for batch in batches]
+        points, owned = (np.concatenate([x[name].reshape(-1, *x[name].shape[2:]) for x in seen])
+                         for name in ("signature", "owned"))
         if len(points) < self.num_clusters:
             raise ConfigError(
-                f"{len(points)} segments of {len(gathered['owned'])} images are fewer than "
-                f"config.num_clusters={self.num_clusters} classes: raise config.alignseg."
+                f"{len(points)} segments of {len(points) // self.num_segments} images are fewer "
+                f"than config.num_clusters={self.num_clusters} classes: raise config.alignseg."
                 "fit_images, or give more images")
         found = kmeans(points, self.num_clusters, key=key, num_iters=_ITERATIONS, spherical=True,
                        valid=jnp.asarray(owned), restarts=_RESTARTS)
         return {**params, "classes": np.asarray(found.centroids)}
+
+    @functools.cached_property
+    def _segments(self):
+        """Jitted once for all calls of `finish`: see `_segments_of_batch`."""
+        return jax.jit(functools.partial(_segments_of_batch, self))
 
 
 def class_logits(segments, named, num_classes):
@@ -244,9 +250,8 @@ def telemetry(segments):
             "segment_entropy": -jnp.sum(mean * jnp.log(mean + 1e-12))}
 
 
-def _segments(method, params, batch):
-    """{"signature" [b, k, d], "owned" bool [b, k]} of a batch's global crops; jitted by the
-    caller."""
+def _segments_of_batch(method, params, batch):
+    """{"signature" [b, k, d], "owned" bool [b, k]: has a token} of a batch's global crops."""
     tokens, _ = method._look(params, batch)
     tokens = tokens[:, 0].reshape(len(tokens), -1, tokens.shape[-1])
     adapted = method._adapt(params, tokens)

@@ -1,4 +1,4 @@
-"""Tests of fs4_jax.data.aligned_crops: sizes, areas, the intersection rule, whose crops they are."""
+"""Tests of fs4_jax.data.aligned_crops: sizes, areas, the intersection rule, no colour changed."""
 
 from unittest import mock
 

@@ -1,6 +1,7 @@
 """Tests of fs4_jax.methods.alignseg: a step, its terms, pairing, classes of segments, refusals."""
 
 import functools
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -8,8 +9,11 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from fs4_jax.config import ConfigError, default_config
+from fs4_jax.data.sources import make_source
+from fs4_jax.evaluate import make_evaluator
 from fs4_jax.losses.alignment import cosines
 from fs4_jax.methods import alignseg
+from fs4_jax.models.alignseg_files import export_alignseg
 from fs4_jax.run import prepare
 from fs4_jax.sharding import batch_sharding
 from tests.methods.dino_test import flat, prepare_on
@@ -190,7 +194,7 @@ class AlignSegClassesTest(parameterized.TestCase):
         np.testing.assert_allclose(np.linalg.norm(done["classes"], axis=-1), 1, rtol=1e-5)
         again = method.finish(params, batches, jax.random.key(0))
         np.testing.assert_array_equal(done["classes"], again["classes"])
-        told = [alignseg._segments(method, params, x) for x in batches]
+        told = [method._segments(params, x) for x in batches]
         told, owned = (np.concatenate([x[name] for x in told]) for name in ("signature", "owned"))
         ids = np.argmax(cosines(told, np.tile(done["classes"][None], (24, 1, 1))), -1)
         for kind in range(3):
@@ -219,12 +223,38 @@ class AlignSegSettingsTest(parameterized.TestCase):
         with self.assertRaisesRegex(ConfigError, message):
             prepare(small_config(**changes))
 
+    @parameterized.parameters(({"eval.flip": True},), ({"eval.protocol": "stego27"},))
+    def test_a_mean_of_embeddings_is_refused(self, changes):
+        config = small_config(**{"data.name": "scenes", "data.num_eval": 4} | changes)
+        run = prepare(config)
+        with self.assertRaisesRegex(ConfigError, "what tells classes apart in config.method="
+                                    "alignseg is each image's own: set config.eval.flip=False"):
+            make_evaluator(run, make_source(config.data, "eval"), "eval")
+
     def test_crops_are_plain_unless_asked_for(self):
         data = small_config().data
         method, _ = made()
         plain = method.make_views(data, (32, 32))
         self.assertEqual((plain.settings.flip, plain.settings.hue, plain.settings.blur), (0, 0, 0))
         self.assertEqual((plain.global_scale, plain.local_scale), ((0.5, 1.0), (0.05, 0.25)))
+
+    def test_training_starts_from_a_file(self):
+        method, params = made()
+        other = jax.jit(method.init)(jax.random.key(7), random_batch()["crops"][:, 0])[0]
+        path = str(pathlib.Path(self.create_tempdir().full_path, "model.safetensors"))
+        export_alignseg(other, path, encoder=method.encoder, decoder=method.decoder)
+        changes = {"alignseg.weights": path}
+        started, extra = prepare(small_config(**changes)).method.fit(
+            params, {}, [kept_batch(0)], jax.random.key(0))
+        jax.tree.map(np.testing.assert_array_equal, started["decoder"], other["decoder"])
+        self.assertIs(started["encoder"], params["encoder"])
+        with self.assertRaisesRegex(ConfigError, "alignseg.weights=.* holds another decoder:\n"
+                                    "  config.alignseg.num_prototypes: there 4, now 7$"):
+            prepare(small_config(**changes | {"alignseg.num_prototypes": 7})).method.fit(
+                params, {}, [kept_batch(0)], jax.random.key(0))
+
+    def test_crops_with_colours(self):
+        data = small_config().data
         method = prepare(small_config(**{"alignseg.augment": True})).method
         self.assertEqual(method.make_views(data, (32, 32)).settings.flip, data.flip)
 
