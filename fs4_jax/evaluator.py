@@ -18,14 +18,14 @@ from fs4_jax.data.pipeline import eval_batches
 from fs4_jax.eval_fits import EvalFits, probed_features
 from fs4_jax.eval_scores import SHOWN, make_scores
 from fs4_jax.evaluation.confusion import confusion_matrix
-from fs4_jax.evaluation.floors import closeness, strong_features, token_places
+from fs4_jax.evaluation.floors import IMAGE_FLOORS, closeness, floor_ids
 from fs4_jax.evaluation.geometry import ProtocolSource, Subset, resize
 from fs4_jax.evaluation.probe import apply_probe
 from fs4_jax.evaluation.protocols import find_protocol
 from fs4_jax.evaluation.readout import dense_ids, dense_probabilities, flip_averaged
 from fs4_jax.evaluation.report import Picture
 from fs4_jax.evaluation.tally import Tally, read_partial
-from fs4_jax.evaluation.upsample import upsample_argmax, upsample_nearest
+from fs4_jax.evaluation.upsample import upsample_argmax
 from fs4_jax.metrics import ProgressLine
 from fs4_jax.sharding import batch_sharding, replicated, round_up
 
@@ -226,6 +226,8 @@ class Evaluator:
             return {}
         rows = {name: self.protocol.num_clusters or self.num_clusters if name.startswith("run")
                 else self.num_clusters for name in fitted if name != "probe"}
+        for name in IMAGE_FLOORS & rows.keys():
+            rows[name] = len(fitted[name])
         if self.protocol.clusters == "probe":
             rows["model"] = self.num_classes
         elif self.protocol.clusters == "model":
@@ -257,7 +259,7 @@ class Evaluator:
         image, size, protocol = batch["image"], batch["size"], self.protocol
         out = self.method.predict(params, image)
         tokens = unit_length(out["patch_tokens"].astype(jnp.float32))
-        answer, probabilities = {"ids": self._floor_ids(fitted, tokens, image, size, shape)}, {}
+        answer, probabilities = {"ids": floor_ids(fitted, tokens, image, size, shape)}, {}
         if protocol.flip_averaging:            # STEGO's: the embedding at label size is classified
             embedding, classify = self._flipped(params, image), self._classifier(params, fitted)
             if protocol.crf:
@@ -300,23 +302,6 @@ class Evaluator:
         if self.protocol.clusters == "probe":
             return functools.partial(apply_probe, fitted["probe"])
         return lambda x: self.protocol.logit_scale * self.method.classify(params, x)
-
-    def _floor_ids(self, fitted, tokens, image, size, shape):
-        """Ids of the floors, which are never mirrored or refined."""
-        ids = {}
-        if "kmeans_plain" in fitted:
-            ids["kmeans_plain"] = upsample_argmax(closeness(tokens, fitted["kmeans_plain"]), size,
-                                                  shape)
-        if "kmeans_strong" in fitted:
-            strong = fitted["kmeans_strong"]
-            features = strong_features(tokens, token_places(*tokens.shape[1:3]), strong)
-            ids["kmeans_strong"] = upsample_argmax(closeness(features, strong["centroids"]), size,
-                                                   shape)
-        if "kmeans_rgb" in fitted:
-            pixels = jax.lax.map(lambda x: jnp.argmax(closeness(
-                x.astype(jnp.float32), fitted["kmeans_rgb"]), axis=-1), image)
-            ids["kmeans_rgb"] = upsample_nearest(pixels, size, shape)
-        return ids
 
     def _refined(self, batch, probabilities, shape):
         """Ids [b, *shape] after the dense CRF on the images as the model sees them.
