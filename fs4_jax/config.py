@@ -233,7 +233,7 @@ def check_config(config):
                               f"{', '.join(filter(None, allowed))}")
     if not set(config.eval.also) <= set(PROTOCOLS):
         raise ConfigError(f"config.eval.also is {config.eval.also!r}; choose of "
-                          f"{', '.join(PROTOCOLS)}")
+                          f"{', '.join(PROTOCOLS)} (several: --config.eval.also=\"('a', 'b')\")")
     if config.alignseg.mass > 1:
         raise ConfigError(f"config.alignseg.mass is {config.alignseg.mass}; a share is at most 1")
     if len(config.profile.steps) not in (0, 2):

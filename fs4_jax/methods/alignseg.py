@@ -252,7 +252,8 @@ def telemetry(segments):
 
 def _segments_of_batch(method, params, batch):
     """{"signature" [b, k, d], "owned" bool [b, k]: has a token} of a batch's global crops."""
-    tokens, _ = method._look(params, batch)
+    names = ("patch_tokens", "attention") if "patch_tokens" in batch else ("crops",)
+    tokens, _ = method._look(params, {name: batch[name][:, :1] for name in names})
     tokens = tokens[:, 0].reshape(len(tokens), -1, tokens.shape[-1])
     adapted = method._adapt(params, tokens)
     segments = cosines(tokens, adapted)
