@@ -71,12 +71,14 @@ def default_config():
         optimizer=c(dict(
             learning_rate=1e-3, warmup_steps=50, weight_decay=0.04,
             final_weight_decay=-1.0,       # reached along a cosine; below 0: constant
+            halve_every=0,        # steps after which the rate halves; 0: a cosine to zero
             clip_norm=1.0, beta2=0.99,
             encoder_scale=1.0,    # learning rate of the encoder, relative
             layer_decay=1.0,      # of each earlier block, relative to the next (pretrained: 0.75)
         )),
         checkpoint=c(dict(every=200, keep=2)),
         eval=c(dict(every=0, protocol="hungarian", batch_size=16, floors=True, pictures=12,
+                    also=(),              # protocols that are scored besides
                     failures=6,           # pictures of the images with the lowest accuracy
                     floor_images=256,     # of the training split, that floors are fitted to
                     # What predicts is the teacher, the student's running mean, where the method
@@ -126,6 +128,23 @@ def default_config():
             # rounds: every so many steps (0: never) PGG is fitted anew, at most `rounds` times
             # (0: no limit), from the groups there are (previous) or from nothing (fresh)
             bootstrap=c(dict(every=0, rounds=0, start="previous")),
+        )),
+        alignseg=c(dict(
+            num_prototypes=5,     # segments of an image; num_clusters are classes of the data set
+            num_heads=3, hidden=768, num_layers=1,
+            bug_compatible=False,          # layers that do not stack, as released
+            weights="",           # a file of load_alignseg, whose decoder training starts from
+            # the global crop (its share of the area), and local ones, which have more than
+            # `intersection` of the area in common with it; all of data.image_size
+            global_scale=(0.5, 1.0), num_local=2, local_scale=(0.05, 0.25), intersection=0.05,
+            augment=False,        # data.flip, data.brightness ...: drawn for each crop
+            mass=0.6,             # of the attention, that the foreground holds
+            released_pairing=False,        # crops beside other images' global crops, as released
+            # reduction: mean over foreground pairs | sum, as released (its weight: 0.15)
+            correlation=c(dict(weight=100.0, pressure=0.11, reduction="mean")),
+            contrast=c(dict(weight=1.0, temperature=1.0)),
+            fit_images=512,       # whose segments become the classes
+            signature="prototype",         # what of a segment is clustered: prototype | tokens
         )),
         dino=c(dict(
             num_prototypes=4096, hidden=2048, bottleneck=256,
@@ -186,7 +205,11 @@ _LEAST = {"total_steps": 1, "batch_size": 1, "accumulate_steps": 1, "num_cluster
           "scribble.decoder.width": 1, "scribble.decoder.detail": 0, "scribble.decoder.upsample": 1,
           "scribble.regularizer.radius": 1, "scribble.regularizer.rampup": 0,
           "scribble.regularizer.dense.leaf_size": 1, "scribble.consistency.width": 1,
-          "scribble.consistency.pairs": 2, "scribble.consistency.confident": 0}
+          "scribble.consistency.pairs": 2, "scribble.consistency.confident": 0,
+          "optimizer.halve_every": 0, "alignseg.num_prototypes": 1, "alignseg.num_heads": 1,
+          "alignseg.hidden": 1, "alignseg.num_layers": 1, "alignseg.num_local": 1,
+          "alignseg.fit_images": 1, "alignseg.contrast.temperature": 1e-6,
+          "alignseg.mass": 1e-6}
 
 
 def flatten(config, prefix=""):
@@ -215,6 +238,8 @@ def check_config(config):
                "fs4.sinkhorn.prior": ("equal", "running", "fitted"),
                "fs4.pgg.form": ("heads", "pooled"), "fs4.pgg.labels": ("nearest", "balanced"),
                "fs4.bootstrap.start": ("previous", "fresh"),
+               "alignseg.correlation.reduction": ("mean", "sum"),
+               "alignseg.signature": ("prototype", "tokens"),
                "encoder.remat": ("none", "blocks"), "dino.centering": ("sinkhorn", "center"),
                "scribble.regularizer.form": ("none", "static", "densecrf", "normalized_cut",
                                              "kernel_cut", "dfr"),
@@ -240,6 +265,11 @@ def check_config(config):
         if config.eval[key] not in allowed:
             raise ConfigError(f"config.eval.{key} is {config.eval[key]!r}; choose one of "
                               f"{', '.join(filter(None, allowed))}")
+    if not set(config.eval.also) <= set(PROTOCOLS):
+        raise ConfigError(f"config.eval.also is {config.eval.also!r}; choose of "
+                          f"{', '.join(PROTOCOLS)} (several: --config.eval.also=\"('a', 'b')\")")
+    if config.alignseg.mass > 1:
+        raise ConfigError(f"config.alignseg.mass is {config.alignseg.mass}; a share is at most 1")
     if len(config.profile.steps) not in (0, 2):
         raise ConfigError("config.profile.steps takes two numbers: first,last")
 

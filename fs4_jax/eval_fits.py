@@ -51,6 +51,9 @@ class EvalFits:
                   "kmeans_rgb": fit_floor(colours, number, seed, spherical=False)}
         if self.method.has_classes:           # k-means on tokens is no floor of itself
             fitted["kmeans_plain"] = fit_floor(tokens, number, seed, spherical=False)
+        if self.protocol.per_image:           # fitted to each image when it is seen
+            segments = getattr(self.method, "num_segments", number)
+            fitted |= {"kmeans_image": np.arange(segments), "one_segment": np.arange(1)}
         return fitted
 
     def _sampled(self, params, source):

@@ -44,6 +44,11 @@ def summary(scores, config):
              f"images, protocol {protocol_name(scores)})"]
     lines += [f"{title:{width}s} {score['miou']:5.1f} %   {score['accuracy']:5.1f} %"
               for title, score in rows]
+    for name, score in scores.get("also", {}).items():
+        lines += [f"protocol {name}:"] + [
+            f"{title:{width}s} {one['miou']:5.1f} %   {one['accuracy']:5.1f} %"
+            for title, one in [(score["title"], score)] + [
+                (titles[floor], one) for floor, one in score["floors"].items()]]
     signs = collapse_signs(scores.get("clusters_used", math.nan),
                            scores.get("largest_cluster_share", math.nan), scores["num_clusters"])
     if signs:
@@ -75,14 +80,25 @@ def evaluate_workdir(given, workdir):
 def make_evaluator(run, source, split, **options):
     """The Evaluator of a run on a source, with the probes that config.eval asks for."""
     config, train_source, probes = run.config, None, None
-    if config.eval.probes or find_protocol(config.eval.protocol).clusters == "probe":
+    names = (config.eval.protocol, *config.eval.also)
+    if config.eval.probes or any(find_protocol(name).clusters == "probe" for name in names):
         train_source = checked_source(config, "train")
     elif config.eval.floors and source.num_classes:
         train_source = _images_of_training(config)
     if config.eval.probes and train_source.num_classes and source.num_classes:
         probes = TokenProbes(run.method, train_source, source, config, run.mesh)
-    return Evaluator(run.method, source, config, run.mesh, split, train_source=train_source,
-                     probes=probes, **options)
+    options |= dict(train_source=train_source)
+    also = [Evaluator(run.method, source, _of_protocol(config, name), run.mesh, split, **options)
+            for name in config.eval.also if source.num_classes]
+    return Evaluator(run.method, source, config, run.mesh, split, probes=probes, also=also,
+                     **options)
+
+
+def _of_protocol(config, name):
+    """The config of another protocol, without what refines this one's."""
+    config = config.copy_and_resolve_references()
+    config.eval.update(dict(protocol=name, flip=False, crf=False, matching="", also=()))
+    return config
 
 
 def _images_of_training(config):

@@ -18,14 +18,14 @@ from fs4_jax.data.pipeline import eval_batches
 from fs4_jax.eval_fits import EvalFits, probed_features
 from fs4_jax.eval_scores import SHOWN, make_scores
 from fs4_jax.evaluation.confusion import confusion_matrix
-from fs4_jax.evaluation.floors import closeness, strong_features, token_places
+from fs4_jax.evaluation.floors import IMAGE_FLOORS, closeness, floor_ids
 from fs4_jax.evaluation.geometry import ProtocolSource, Subset, resize
 from fs4_jax.evaluation.probe import apply_probe
 from fs4_jax.evaluation.protocols import find_protocol
 from fs4_jax.evaluation.readout import dense_ids, dense_probabilities, flip_averaged
 from fs4_jax.evaluation.report import Picture
 from fs4_jax.evaluation.tally import Tally, read_partial
-from fs4_jax.evaluation.upsample import upsample_argmax, upsample_nearest
+from fs4_jax.evaluation.upsample import upsample_argmax
 from fs4_jax.metrics import ProgressLine
 from fs4_jax.sharding import batch_sharding, replicated, round_up
 
@@ -50,13 +50,14 @@ class Evaluator:
       train_source: the training split, which floors are fitted to (None: to what is scored);
         with labels for a protocol that trains a probe.
       probes: a TokenProbes that is run too, its scores in eval.json; or None.
+      also: Evaluators of other protocols that are run too, their scores in eval.json.
       on_unreadable: "raise" or "skip".
     """
 
     def __init__(self, method, source, config, mesh, split, *, train_source=None, probes=None,
-                 on_unreadable="raise"):
+                 also=(), on_unreadable="raise"):
         self.method, self.config, self.mesh = method, config, mesh
-        self.split, self.probes = split, probes
+        self.split, self.probes, self.also = split, probes, also
         # Without labels nothing is scored: the model is looked at as it is.
         as_it_is = "hungarian" if method.has_classes else "kmeans"
         self.protocol = find_protocol(config.eval.protocol if source.num_classes else as_it_is)
@@ -103,6 +104,10 @@ class Evaluator:
         scores = self._scores(tally, step) if self.num_classes else None
         if scores and self.probes:
             scores["probes"] = self.probes.run(params)
+        if scores and self.also:
+            others = [other.run(params, step, floors=floors).scores for other in self.also]
+            scores["also"] = {other["protocol"]: {k: v for k, v in other.items()
+                                                  if k != "confusion"} for other in others}
         failed = []
         if pictures and scores and "matching" in scores:
             failed = self._pictures_of(params, fitted, images.worst(
@@ -173,11 +178,23 @@ class Evaluator:
             raise ConfigError(f"config.eval.matching has no place in config.eval.protocol="
                               f"{self.protocol.name}: its clusters are not the model's, or every "
                               "image has a match of its own")
+        flip = self.protocol.flip_averaging or self.config.eval.flip
+        if flip and self.protocol.clusters == "model" and not hasattr(self.method, "classify"):
+            raise ConfigError(f"config.eval.protocol={self.protocol.name} with config.eval.flip="
+                              f"{self.config.eval.flip} classifies a mean of two embeddings, and "
+                              f"what tells classes apart in config.method={self.config.method} is "
+                              "each image's own: set config.eval.flip=False and config.eval."
+                              "protocol to hungarian, picie27 or per-image-m2o")
         for key in ("flip", "crf"):
             if self.config.eval[key] and self.protocol.geometry != "whole":
                 raise ConfigError(f"config.eval.{key} has no place in config.eval.protocol="
                                   f"{self.protocol.name}, which says itself what it refines; it "
                                   "is for hungarian and kmeans")
+
+    @property
+    def _by_segment(self):
+        """Whether an image's own segments are scored: classes would only be merged segments."""
+        return self.protocol.per_image and hasattr(self.method, "num_segments")
 
     def _seen(self, source):
         if self.protocol.geometry == "whole":
@@ -209,10 +226,12 @@ class Evaluator:
             return {}
         rows = {name: self.protocol.num_clusters or self.num_clusters if name.startswith("run")
                 else self.num_clusters for name in fitted if name != "probe"}
+        for name in IMAGE_FLOORS & rows.keys():
+            rows[name] = len(fitted[name])
         if self.protocol.clusters == "probe":
             rows["model"] = self.num_classes
         elif self.protocol.clusters == "model":
-            rows["model"] = self.num_clusters
+            rows["model"] = self.method.num_segments if self._by_segment else self.num_clusters
         return rows
 
     def _measured(self, params, fitted, batch):
@@ -240,7 +259,7 @@ class Evaluator:
         image, size, protocol = batch["image"], batch["size"], self.protocol
         out = self.method.predict(params, image)
         tokens = unit_length(out["patch_tokens"].astype(jnp.float32))
-        answer, probabilities = {"ids": self._floor_ids(fitted, tokens, image, size, shape)}, {}
+        answer, probabilities = {"ids": floor_ids(fitted, tokens, image, size, shape)}, {}
         if protocol.flip_averaging:            # STEGO's: the embedding at label size is classified
             embedding, classify = self._flipped(params, image), self._classifier(params, fitted)
             if protocol.crf:
@@ -266,7 +285,7 @@ class Evaluator:
             return {"model": apply_probe(fitted["probe"], out[probed_features(self.protocol)])}
         if clusters == "model":
             return {"model": self.method.classify(params, self._flipped(params, image)) if flip
-                    else out["logits"]}
+                    else out["segments" if self._by_segment else "logits"]}
         tokens = self._flipped(params, image, unit_tokens=True) if flip else tokens
         return {name: closeness(tokens, x) for name, x in fitted.items() if name.startswith("run")}
 
@@ -283,23 +302,6 @@ class Evaluator:
         if self.protocol.clusters == "probe":
             return functools.partial(apply_probe, fitted["probe"])
         return lambda x: self.protocol.logit_scale * self.method.classify(params, x)
-
-    def _floor_ids(self, fitted, tokens, image, size, shape):
-        """Ids of the floors, which are never mirrored or refined."""
-        ids = {}
-        if "kmeans_plain" in fitted:
-            ids["kmeans_plain"] = upsample_argmax(closeness(tokens, fitted["kmeans_plain"]), size,
-                                                  shape)
-        if "kmeans_strong" in fitted:
-            strong = fitted["kmeans_strong"]
-            features = strong_features(tokens, token_places(*tokens.shape[1:3]), strong)
-            ids["kmeans_strong"] = upsample_argmax(closeness(features, strong["centroids"]), size,
-                                                   shape)
-        if "kmeans_rgb" in fitted:
-            pixels = jax.lax.map(lambda x: jnp.argmax(closeness(
-                x.astype(jnp.float32), fitted["kmeans_rgb"]), axis=-1), image)
-            ids["kmeans_rgb"] = upsample_nearest(pixels, size, shape)
-        return ids
 
     def _refined(self, batch, probabilities, shape):
         """Ids [b, *shape] after the dense CRF on the images as the model sees them.

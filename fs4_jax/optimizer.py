@@ -8,8 +8,16 @@ import optax
 
 
 def make_schedule(settings, total_steps):
-    """Linear warm-up to the peak, then a cosine to zero at `total_steps`."""
+    """Linear warm-up to the peak, then a cosine to zero at `total_steps`.
+
+    With settings.halve_every, half the rate after so many steps, counted from the first.
+    """
     warmup = min(settings.warmup_steps, max(total_steps - 1, 0))
+    if settings.halve_every:
+        def halved(step):
+            rate = settings.learning_rate * 0.5 ** (step // settings.halve_every)
+            return rate * jnp.minimum(1.0, step / warmup) if warmup else rate
+        return halved
     return optax.warmup_cosine_decay_schedule(0.0, settings.learning_rate, warmup, total_steps)
 
 

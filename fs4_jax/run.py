@@ -59,8 +59,9 @@ class Run:
         return source.keys if isinstance(source, CachedViews) else self.make_views.keys
 
     def fit_batches(self, source, salt):
-        """Views of about config.fs4.fit_images images, for fits; never the loop's own."""
-        wanted = min(self.config.fs4.fit_images, len(source))
+        """Views of about config.<method>.fit_images images, for fits; never the loop's own."""
+        settings = self.config[self.config.method]
+        wanted = min(settings.get("fit_images", self.config.fs4.fit_images), len(source))
         count = max(1, math.ceil(wanted / self.config.batch_size))
         return itertools.islice(iter(self.views(source, self.config.seed + 7919 * salt)), count)
 

@@ -63,6 +63,7 @@ def train(config, workdir):
             if _due(step, config.eval.every) and step > first or \
                     step == first == 0 and config.eval.at_start:
                 watch.flush()
+                state = _finished(run, source, state)
                 _evaluate(run, evaluator, state, step, writer, floors=False)
             if stop.requested or (step > first and _due(step, config.checkpoint.every)):
                 watch.flush()            # a state that is no longer finite is never saved
@@ -87,6 +88,7 @@ def train(config, workdir):
 
         # ---- the end: last checkpoint, last evaluation, report ---------------------------------
         watch.flush()
+        state = _finished(run, source, state)
         checkpoints.save(config.total_steps, state, iterator)
         checkpoints.wait()
         result = _evaluate(run, evaluator, state, config.total_steps, writer,
@@ -152,6 +154,18 @@ def _bootstrap(run, source, state, step):
     return dataclasses.replace(state, extra=jax.device_put(extra, where))
 
 
+def _finished(run, source, state):
+    """The state with what predicting needs and no step trains, where the method has such.
+
+    A function of the parameters and the data alone, as `_bootstrap`.
+    """
+    if not hasattr(run.method, "finish"):
+        return state
+    params = run.method.finish(state.params, run.fit_batches(source, 1), state.key)
+    where = jax.tree.map(lambda x: x.sharding, state.params)
+    return dataclasses.replace(state, params=jax.device_put(params, where))
+
+
 def _evaluate(run, evaluator, state, step, writer, *, floors, pictures=0, partial=None):
     """One evaluation, noted in the metrics."""
     params = run.method.inference_params(state.params, state.teacher)
@@ -160,8 +174,8 @@ def _evaluate(run, evaluator, state, step, writer, *, floors, pictures=0, partia
     row = {"components_per_image": result.clusters["components_per_image"]}
     if result.scores:
         row |= {"eval_miou": result.scores["miou"], "eval_accuracy": result.scores["accuracy"]}
-        row |= {f"{name}_miou": score["miou"]
-                for name, score in result.scores.get("probes", {}).items()}
+        row |= {f"{name}_miou": score["miou"] for name, score in
+                (result.scores.get("probes", {}) | result.scores.get("also", {})).items()}
     writer.write(step, row)
     return result
 

@@ -45,6 +45,17 @@ class ScheduleTest(parameterized.TestCase):
         falling = [float(schedule(i)) for i in range(10, 111)]
         self.assertEqual(falling, sorted(falling, reverse=True))
 
+    def test_halves_every_so_many_steps(self):
+        """torch's StepLR(step_size=30, gamma=0.5), with AlignSeg's 3 epochs in the place of 30."""
+        schedule = make_schedule(settings(halve_every=30), 100)
+        values = [float(schedule(i)) for i in (0, 29, 30, 59, 60, 99)]
+        np.testing.assert_allclose(values, [0.1, 0.1, 0.05, 0.05, 0.025, 0.0125], rtol=1e-6)
+        traced = jax.jit(schedule)(jnp.asarray(61, jnp.int32))
+        np.testing.assert_allclose(traced, 0.025, rtol=1e-6)
+        warm = make_schedule(settings(halve_every=30, warmup_steps=10), 100)
+        np.testing.assert_allclose([float(warm(i)) for i in (0, 5, 10, 30)], [0, 0.05, 0.1, 0.05],
+                                   rtol=1e-6)
+
     @parameterized.parameters((1, 50), (2, 50), (20, 50), (5, 0))
     def test_runs_shorter_than_the_warm_up(self, total_steps, warmup):
         schedule = make_schedule(settings(warmup_steps=warmup), total_steps)
@@ -54,6 +65,15 @@ class ScheduleTest(parameterized.TestCase):
 
 
 class OptimizerTest(absltest.TestCase):
+
+    def test_weight_decay_leaves_a_decoders_prototypes_alone(self):
+        params = {"decoder": {"prototypes": jnp.ones((5, 2)), "layer_0": {
+            "cross": {"query": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}},
+            "ffn_norm": {"scale": jnp.ones(2)}}}}
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        updates = one_update(make_optimizer(settings(weight_decay=0.5), 100, 2), zeros, params)
+        self.assertEqual({name for name, value in updates.items() if value != 0},
+                         {"decoder/layer_0/cross/query/kernel"})
 
     def test_weight_decay_reaches_kernels_only(self):
         zeros = jax.tree.map(jnp.zeros_like, tiny_params())

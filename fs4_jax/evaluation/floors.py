@@ -4,6 +4,10 @@ kmeans_plain: tokens at unit length. kmeans_strong: what a careful user does wit
 in ten lines, so what a method has to beat: unit length, PCA to 12 whitened dimensions, unit length
 again, the token's place appended. kmeans_rgb: the pixels' colours. All are Euclidean and fitted to
 images of the training split; each gets one Hungarian match on the scored pixels.
+
+Where images are matched one by one there are two more, fitted to each image: kmeans_image,
+spherical k-means of its own tokens into as many segments as the model has, and one_segment, the
+whole image in one.
 """
 
 import jax
@@ -12,9 +16,12 @@ import numpy as np
 
 from fs4_jax.clustering import kmeans
 from fs4_jax.clustering.kmeans import squared_distances, unit_length
+from fs4_jax.evaluation.upsample import upsample_argmax, upsample_nearest
 
 FLOOR_TITLES = {"kmeans_plain": "plain k-means on its tokens",
-                "kmeans_strong": "strong k-means on its tokens", "kmeans_rgb": "k-means on RGB"}
+                "kmeans_strong": "strong k-means on its tokens", "kmeans_rgb": "k-means on RGB",
+                "kmeans_image": "k-means within each image", "one_segment": "one segment"}
+IMAGE_FLOORS = {"kmeans_image", "one_segment"}
 _MAX_POINTS = 100_000
 _RESTARTS = 3
 _ITERATIONS = 30
@@ -70,6 +77,43 @@ def strong_features(tokens, places, fitted):
     white = jnp.matmul(tokens - fitted["mean"], fitted["whiten"], precision="highest")
     places = jnp.broadcast_to(places, (*white.shape[:-1], 2))
     return jnp.concatenate([unit_length(white), places], axis=-1)
+
+
+def floor_ids(fitted, tokens, image, size, shape):
+    """{floor: ids [b, *shape] at label size}; never mirrored or refined; jitted by the caller.
+
+    Args:
+      fitted: {floor: what was fitted}; of `IMAGE_FLOORS`, the segments' numbers [k].
+      tokens: float [b, h, w, d] at unit length. image: uint8 [b, H, W, 3].
+      size, shape: as for `upsample_argmax`.
+    """
+    ids = {}
+    if "kmeans_plain" in fitted:
+        ids["kmeans_plain"] = upsample_argmax(closeness(tokens, fitted["kmeans_plain"]), size,
+                                              shape)
+    if "kmeans_strong" in fitted:
+        strong = fitted["kmeans_strong"]
+        features = strong_features(tokens, token_places(*tokens.shape[1:3]), strong)
+        ids["kmeans_strong"] = upsample_argmax(closeness(features, strong["centroids"]), size,
+                                               shape)
+    if "kmeans_rgb" in fitted:
+        pixels = jax.lax.map(lambda x: jnp.argmax(closeness(
+            x.astype(jnp.float32), fitted["kmeans_rgb"]), axis=-1), image)
+        ids["kmeans_rgb"] = upsample_nearest(pixels, size, shape)
+    if "kmeans_image" in fitted:
+        number = len(fitted["kmeans_image"])
+        near = jax.lax.map(lambda x: closeness(x, segment_centroids(x, number)), tokens)
+        ids["kmeans_image"] = upsample_argmax(near, size, shape)
+    if "one_segment" in fitted:
+        ids["one_segment"] = jnp.zeros((len(image), *shape), jnp.int32)
+    return ids
+
+
+def segment_centroids(tokens, number):
+    """Centroids [number, d] of one image's unit tokens [h, w, d], by spherical k-means."""
+    points = tokens.reshape(-1, tokens.shape[-1])
+    return kmeans(points, number, key=jax.random.key(0), num_iters=_ITERATIONS, spherical=True,
+                  restarts=_RESTARTS).centroids
 
 
 def token_places(height, width):

@@ -1,11 +1,13 @@
 """The systems: what is trained, with what loss, and how it predicts."""
 
+from fs4_jax.methods.alignseg import AlignSeg, make_alignseg
 from fs4_jax.methods.base import Method
 from fs4_jax.methods.dino import DINO, make_dino
 from fs4_jax.methods.fs4 import FS4, make_fs4
 from fs4_jax.methods.scribble import Scribble, make_scribble
 
-_METHODS = {"fs4": make_fs4, "dino": make_dino, "scribble": make_scribble}
+_METHODS = {"fs4": make_fs4, "alignseg": make_alignseg, "scribble": make_scribble,
+            "dino": make_dino}
 
 
 def make_method(config, encoder):
@@ -15,5 +17,5 @@ def make_method(config, encoder):
     return _METHODS[config.method](config, encoder)
 
 
-__all__ = ["DINO", "FS4", "Method", "Scribble", "make_dino", "make_fs4", "make_method",
-           "make_scribble"]
+__all__ = ["AlignSeg", "DINO", "FS4", "Method", "Scribble", "make_alignseg", "make_dino",
+           "make_fs4", "make_method", "make_scribble"]

@@ -35,6 +35,10 @@ class Method(Protocol):
     def refit(self, params, teacher, extra, batches, key) -> Any:
         """extra, fitted anew with what has been learnt so far (a bootstrap round)."""
 
+    def finish(self, params, batches, key) -> Any:
+        """params, with what predicting needs and no step trains; called before an evaluation and
+        before the last checkpoint. A method without such has no `finish`."""
+
     def inference_params(self, params, teacher) -> Any:
         """The parameters that predict."""
 
@@ -44,7 +48,10 @@ class Method(Protocol):
 
     def predict(self, params, images) -> dict:
         """images uint8 [b, H, W, 3] -> "logits" [b, h, w, k] if it has classes, "embedding"
-        [b, h, w, c], "patch_tokens" [b, h, w, d]."""
+        [b, h, w, c], "patch_tokens" [b, h, w, d]. A method whose images have segments of their
+        own gives "segments" [b, h, w, num_segments] too: protocols that match image by image
+        score these."""
 
     def classify(self, params, embedding) -> Any:
-        """logits [..., k] of embeddings [..., c], wherever and however they were sampled."""
+        """logits [..., k] of embeddings [..., c], wherever and however they were sampled. A
+        method without classes, or whose classes depend on the image, has no `classify`."""

@@ -136,6 +136,13 @@ def export_encoder(params, path, *, model=None, num_heads=None, names="official"
       names: "official" (DINOv2's, with rotary positions DINOv3's) or "huggingface".
       family: whose it is, one of `architecture.FAMILIES`; metadata: {str: str}, kept beside.
     """
+    tensors, said = encoder_tensors(params, model=model, num_heads=num_heads, names=names,
+                                    family=family)
+    save_weights(path, tensors, {**said, **(metadata or {})})
+
+
+def encoder_tensors(params, *, model=None, num_heads=None, names="official", family=None):
+    """({name: float32 array}, metadata) that `export_encoder` writes of its arguments."""
     if names not in NAMES:
         raise ValueError(f"names={names!r} is unknown: one of {', '.join(NAMES)}")
     rope = "pos_embed" not in params
@@ -158,7 +165,7 @@ def export_encoder(params, path, *, model=None, num_heads=None, names="official"
                 tensors[part] = np.ascontiguousarray(rows)
     if naming is naming_of.OFFICIAL_V3:
         tensors |= _rotary_extras(params, width // said["num_heads"])
-    save_weights(path, tensors, {**describe(**said, family=family), **(metadata or {})})
+    return tensors, describe(**said, family=family)
 
 
 # ---- Checks ----------------------------------------------------------------------------------

@@ -38,6 +38,7 @@ HEADS = {
     "MoCo projector": r"head\.\d+\.",
     "MoCo predictor": r"predictor\.",
     "MSN head": r"fc\.(fc|bn)\d\.|prototypes(\.weight)?$",
+    "AlignSeg decoder": r"clsQueries\.|decoder_(cross_attention|self_attention|ffn)_layers\.",
     "MAE decoder": r"decoder[._]",
     "mask token": r"(embeddings\.)?(mask_token|masked_embed)$",
     "pooler": r"pooler\.",

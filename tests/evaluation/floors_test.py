@@ -97,6 +97,25 @@ class StrongFloorTest(absltest.TestCase):
         np.testing.assert_array_equal(b, places[rows])
 
 
+class ImageFloorsTest(absltest.TestCase):
+
+    def test_each_image_has_segments_of_its_own(self):
+        """Three kinds of tokens an image, of other directions in the other image."""
+        rng = np.random.default_rng(0)
+        which = rng.integers(0, 3, (2, 6, 6))
+        kinds = rng.normal(size=(2, 3, 8))
+        tokens = np.stack([k[w] for k, w in zip(kinds, which)])
+        tokens += 0.05 * rng.normal(size=tokens.shape)
+        tokens /= np.linalg.norm(tokens, axis=-1, keepdims=True)
+        size = jnp.full((2, 2), 6)
+        ids = floors.floor_ids({"kmeans_image": np.arange(3), "one_segment": np.arange(1)},
+                               jnp.float32(tokens), np.zeros((2, 24, 24, 3), np.uint8), size,
+                               (6, 6))
+        for mine, true in zip(np.asarray(ids["kmeans_image"]), which):
+            self.assertLen(set(zip(mine.ravel(), true.ravel())), 3)
+        np.testing.assert_array_equal(ids["one_segment"], np.zeros((2, 6, 6)))
+
+
 class ClosenessTest(absltest.TestCase):
 
     def test_is_minus_the_squared_distance(self):

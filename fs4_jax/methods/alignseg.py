@@ -1,0 +1,263 @@
+"""AlignSeg: an image in, its segments out (Liu et al., TPAMI 2024, doi 10.1109/TPAMI.2024.3432326).
+
+On a frozen encoder a small decoder adapts learnable prototypes to each image; a token belongs to
+the prototype it is nearest to. Nothing is clustered to predict, but prototype 2 may be "dog" in one
+image and "sky" in the next:
+
+    L = w_correlation mean_i L_corr(global, local i) + w_contrast mean_i L_q(global, local i)
+
+What differs from the released code, and why, stands in docs/alignseg.md.
+
+Beyond the original: classes of the data set, without labels. The adapted prototypes of training
+images (a few for each image, not their pixels) are clustered by spherical k-means into
+config.num_clusters classes; a segment takes the class whose centroid is nearest to it. A token's
+logit for a class is its cosine to the nearest segment of that class, -1 where the image has none,
+so that the masks of classes are exactly those of segments, named. The centroids are a frozen part
+of the parameters: they are fitted before an evaluation and before the last checkpoint (`finish`),
+and no step reads them. So one model has both scores: `hungarian` is of its classes,
+`per-image-m2o` of its "segments".
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fs4_jax.clustering import kmeans
+from fs4_jax.clustering.kmeans import unit_length
+from fs4_jax.config import ConfigError
+from fs4_jax.data.aligned_crops import AlignedCrops
+from fs4_jax.data.views import ViewSettings
+from fs4_jax.losses.alignment import (
+    cosines,
+    paired_crops,
+    prototype_contrast,
+    prototype_image_loss,
+)
+from fs4_jax.models.alignseg_files import load_decoder
+from fs4_jax.models.foreground import foreground_mask
+from fs4_jax.models.prototype_decoder import PrototypeDecoder
+from fs4_jax.models.vit import normalize_images
+
+_RESTARTS, _ITERATIONS = 3, 30        # of the k-means that finds classes
+_PLAIN = dict(flip=0.0, brightness=0.0, contrast=0.0, saturation=0.0, hue=0.0,
+              grey=0.0, blur=0.0)
+
+
+def make_alignseg(config, encoder):
+    """AlignSeg of a config; `encoder` is a Linen module."""
+    settings = config.alignseg
+    if not config.encoder.frozen:
+        raise ConfigError("config.method='alignseg' trains a decoder on the tokens of an encoder "
+                          "that does not change: set config.encoder.frozen=True")
+    if encoder.width % settings.num_heads:
+        raise ConfigError(f"config.alignseg.num_heads={settings.num_heads} does not divide the "
+                          f"width of {config.encoder.variant}, {encoder.width}")
+    decoder = PrototypeDecoder(settings.num_prototypes, settings.num_heads, settings.hidden,
+                               settings.num_layers, settings.bug_compatible)
+    return AlignSeg(encoder, decoder, settings, config.num_clusters)
+
+
+@dataclasses.dataclass(frozen=True)
+class AlignSeg:
+    """The Method; it has no `classify`, for what tells classes apart is each image's own.
+
+    params: {"encoder", "decoder", "classes": centroids float32 [num_clusters, d]}. `extra` is {}.
+    num_clusters: classes of the data set; an image's own segments are settings.num_prototypes.
+    """
+    encoder: Any
+    decoder: PrototypeDecoder
+    settings: Any
+    num_clusters: int
+    title = "AlignSeg"
+    frozen = ("encoder", "classes")
+    has_classes = True
+    supervised = False
+
+    @property
+    def num_segments(self):
+        """Segments that `predict` gives each image besides its classes."""
+        return self.decoder.num_prototypes
+
+    def make_views(self, data, image_size):
+        settings = self.settings
+        draws = ViewSettings.from_config(data) if settings.augment else ViewSettings(**_PLAIN)
+        return AlignedCrops(draws, image_size, self.encoder.patch, settings.num_local,
+                            tuple(settings.global_scale), tuple(settings.local_scale),
+                            settings.intersection)
+
+    def init(self, key, images):
+        key_encoder, key_decoder, key_classes = jax.random.split(key, 3)
+        images = normalize_images(images)
+        encoder = self.encoder.init(key_encoder, images)["params"]
+        width = self.encoder.width
+        decoder = self.decoder.init(key_decoder, jnp.zeros((1, 1, width)))["params"]
+        classes = unit_length(jax.random.normal(key_classes, (self.num_clusters, width)))
+        return {"encoder": encoder, "decoder": decoder, "classes": classes}, {}
+
+    def loss(self, params, teacher, extra, batch, key, step):
+        settings, correlation = self.settings, self.settings.correlation
+        tokens, attention = jax.lax.stop_gradient(self._look(params, batch))
+        mask = foreground_mask(self._flat(attention)[:, None], mass=settings.mass)
+        mask = mask.reshape(*attention.shape[:2], -1)                       # [b, v, n]
+        tokens = tokens.reshape(*tokens.shape[:2], -1, tokens.shape[-1])    # [b, v, n, d]
+        adapted = self._adapt(params, self._flat(tokens))
+        adapted = adapted.reshape(*tokens.shape[:2], *adapted.shape[1:])    # [b, v, k, d]
+        # As released, masks stay where they are: then they are not even of the crop beside them.
+        local, local_adapted = (paired_crops(x[:, 1:], settings.released_pairing)
+                                for x in (tokens, adapted))
+        terms = [(prototype_image_loss(
+            (tokens[:, 0], local[:, i]), (adapted[:, 0], local_adapted[:, i]),
+            (mask[:, 0], mask[:, i + 1]), pressure=correlation.pressure,
+            reduction=correlation.reduction),
+            prototype_contrast(adapted[:, 0], local_adapted[:, i],
+                               settings.contrast.temperature)) for i in range(local.shape[1])]
+        terms = dict(zip(("correlation", "contrast"),
+                         (sum(term) / len(terms) for term in zip(*terms))))
+        loss = sum(settings[name].weight * term for name, term in terms.items())
+        metrics = {f"loss_{name}": term for name, term in terms.items()}
+        metrics |= telemetry(cosines(tokens[:, 0], adapted[:, 0]))
+        return loss, (metrics | {"foreground_share": jnp.mean(mask.astype(jnp.float32))}, extra)
+
+    @staticmethod
+    def _flat(x):
+        """[b, v, ...] -> [b v, ...]: a device keeps the images it has."""
+        return x.reshape(-1, *x.shape[2:])
+
+    def _look(self, params, batch):
+        """(tokens [b, v, h, w, d], attention [b, v, h, w]) of a batch's crops, or what is kept."""
+        if "patch_tokens" in batch:
+            return batch["patch_tokens"], batch["attention"]
+        crops = batch["crops"]
+        out = self.encoder.apply({"params": params["encoder"]}, normalize_images(
+            self._flat(crops)), return_attention=True)
+        seen = out["patch_tokens"], jnp.mean(out["attention"], axis=1)
+        return tuple(x.reshape(*crops.shape[:2], *x.shape[1:]) for x in seen)
+
+    def keep(self, params, batch):
+        """What a frozen encoder sees of a batch's crops; `loss` reads it in their place.
+
+        "patch_tokens" float16 [b, v, h, w, d], "attention" float32 [b, v, h, w], its heads' mean.
+        """
+        tokens, attention = self._look(params, batch)
+        return {"patch_tokens": tokens.astype(jnp.float16), "attention": attention}
+
+    def _adapt(self, params, tokens):
+        return self.decoder.apply({"params": params["decoder"]}, tokens)
+
+    def update_teacher(self, teacher, trained, step):
+        """There is none: what stands in its place is the decoder as it began."""
+        return teacher
+
+    def inference_params(self, params, teacher):
+        return params
+
+    def predict(self, params, images):
+        """As `Method.predict`; "embedding" are the tokens. Besides, "segments" [b, h, w, n]:
+        cosines to the image's own adapted prototypes."""
+        tokens = self.encoder.apply({"params": params["encoder"]},
+                                    normalize_images(images))["patch_tokens"]
+        b, h, w, d = tokens.shape
+        flat = tokens.reshape(b, -1, d)
+        adapted = self._adapt(params, flat)
+        segments = cosines(flat, adapted)
+        named = jnp.argmax(cosines(self._signature(flat, adapted, segments),
+                                   jnp.broadcast_to(params["classes"], (b, self.num_clusters, d))),
+                           axis=-1)
+        return {"logits": class_logits(segments, named, self.num_clusters).reshape(b, h, w, -1),
+                "segments": segments.reshape(b, h, w, -1), "embedding": tokens,
+                "patch_tokens": tokens}
+
+    def _signature(self, tokens, adapted, segments):
+        """What stands for each segment when classes are found, float32 [b, k, d]: its prototype,
+        or the mean of its tokens (its prototype still, where it has none)."""
+        if self.settings.signature == "prototype":
+            return adapted
+        own = jax.nn.one_hot(jnp.argmax(segments, axis=-1), segments.shape[-1])     # [b, n, k]
+        mean = jnp.einsum("bnk,bnd->bkd", own, unit_length(tokens.astype(jnp.float32)))
+        return jnp.where(jnp.sum(own, axis=1)[..., None] > 0, mean, adapted)
+
+    def fit(self, params, extra, batches, key):
+        """The decoder of config.alignseg.weights, if given, and first classes."""
+        if self.settings.weights:
+            params = {**params, "decoder": self._given_decoder(params["decoder"])}
+        return self.finish(params, batches, key), extra
+
+    def _given_decoder(self, params):
+        decoder, given = load_decoder(self.settings.weights, num_heads=self.decoder.num_heads,
+                                      bug_compatible=self.decoder.bug_compatible)
+        pairs = [(f"config.alignseg.{name}", getattr(decoder, name), getattr(self.decoder, name))
+                 for name in ("num_prototypes", "hidden", "num_layers")]
+        pairs.append(("the encoder's width", *(x["prototypes"].shape[1] for x in (given, params))))
+        differing = [f"  {name}: there {there}, now {now}" for name, there, now in pairs
+                     if there != now]
+        if differing:
+            raise ConfigError(f"config.alignseg.weights={self.settings.weights} holds another "
+                              "decoder:\n" + "\n".join(differing))
+        return given
+
+    def refit(self, params, teacher, extra, batches, key):
+        return extra
+
+    def finish(self, params, batches, key):
+        """The parameters with classes: k-means of the segments of the batches' global crops.
+
+        Segments without a token have no vote.
+        """
+        seen = [jax.device_get(self._segments(params, batch)) for batch in batches]
+        points, owned = (np.concatenate([x[name].reshape(-1, *x[name].shape[2:]) for x in seen])
+                         for name in ("signature", "owned"))
+        if len(points) < self.num_clusters:
+            raise ConfigError(
+                f"{len(points)} segments of {len(points) // self.num_segments} images are fewer "
+                f"than config.num_clusters={self.num_clusters} classes: raise config.alignseg."
+                "fit_images, or give more images")
+        found = kmeans(points, self.num_clusters, key=key, num_iters=_ITERATIONS, spherical=True,
+                       valid=jnp.asarray(owned), restarts=_RESTARTS)
+        return {**params, "classes": np.asarray(found.centroids)}
+
+    @functools.cached_property
+    def _segments(self):
+        """Jitted once for all calls of `finish`: see `_segments_of_batch`."""
+        return jax.jit(functools.partial(_segments_of_batch, self))
+
+
+def class_logits(segments, named, num_classes):
+    """A token's cosine to the nearest segment of each class: float32 [b, n, num_classes].
+
+    Args:
+      segments: float [b, n, k], cosines. named: int [b, k], each segment's class.
+      num_classes: of them; one that no segment has gets -1.
+    """
+    member = named[:, :, None] == jnp.arange(num_classes)                   # [b, k, c]
+    return jnp.max(jnp.where(member[:, None], segments[..., None], -1.0), axis=2)
+
+
+def telemetry(segments):
+    """What images are divided into, by the cosines [b, n, k] of their tokens.
+
+    segments_used: an image's segments that have a token, the mean over images.
+    largest_segment_share: of an image's tokens, the mean over images. segment_entropy: of the
+    prototypes' shares of all tokens, in nats (log k: each prototype has as many).
+    """
+    own = jax.nn.one_hot(jnp.argmax(segments, axis=-1), segments.shape[-1])
+    share = jnp.mean(own, axis=1)
+    mean = jnp.mean(share, axis=0)
+    return {"segments_used": jnp.mean(jnp.sum(share > 0, axis=1).astype(jnp.float32)),
+            "largest_segment_share": jnp.mean(jnp.max(share, axis=1)),
+            "segment_entropy": -jnp.sum(mean * jnp.log(mean + 1e-12))}
+
+
+def _segments_of_batch(method, params, batch):
+    """{"signature" [b, k, d], "owned" bool [b, k]: has a token} of a batch's global crops."""
+    names = ("patch_tokens", "attention") if "patch_tokens" in batch else ("crops",)
+    tokens, _ = method._look(params, {name: batch[name][:, :1] for name in names})
+    tokens = tokens[:, 0].reshape(len(tokens), -1, tokens.shape[-1])
+    adapted = method._adapt(params, tokens)
+    segments = cosines(tokens, adapted)
+    own = jax.nn.one_hot(jnp.argmax(segments, axis=-1), segments.shape[-1])
+    return {"signature": method._signature(tokens, adapted, segments),
+            "owned": jnp.sum(own, axis=1) > 0}
