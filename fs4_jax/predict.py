@@ -73,7 +73,7 @@ def predict(workdir, images, out, *, batch_size=8):
                           "no classes: train FS^4 on top of it with --config=configs/folder.py "
                           f"--config.encoder.weights={workdir}, and predict with that")
     params, step = restore_inference(run, workdir)
-    ids, names, meaning = _classes(workdir, config.num_clusters)
+    ids, names, meaning = _classes(workdir, config, run.method.supervised)
     print(f"step {step} of {workdir} on {len(source)} images of {images}\n{meaning}: "
           f"{', '.join(names[:30])}{' ...' if len(names) > 30 else ''}", flush=True)
 
@@ -133,10 +133,14 @@ def _source(images, out):
     return source
 
 
-def _classes(workdir, num_clusters):
+def _classes(workdir, config, supervised):
     """(uint8 [k] mask id of each cluster, names by mask id, a line that says what ids are)."""
-    path = pathlib.Path(workdir) / "eval.json"
+    path, num_clusters = pathlib.Path(workdir) / "eval.json", config.num_clusters
     scores = json.loads(path.read_text()) if path.exists() else {}
+    if supervised:
+        names = list(config.data.class_names or scores.get("class_names", ())) or \
+            [f"class {k}" for k in range(num_clusters)]
+        return np.arange(num_clusters, dtype=np.uint8), names, "mask ids are the labels' classes"
     if "matching" not in scores:
         why = (f"protocol {scores['protocol']} of {path} matches no clusters" if scores else
                f"no labels were scored in {workdir}")

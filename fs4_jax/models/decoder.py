@@ -16,7 +16,7 @@ class MultiLevelDecoder(nn.Module):
 
     Attributes:
       num_classes: outputs. width: of the embedding, half of what tokens are reduced to.
-      detail: width of what is seen of the image itself, at the resolution of the answer; 0: nothing.
+      detail: width of what is seen of the image itself, on the grid of the answer; 0: nothing.
       upsample: cells on a token's side.
       consistency: width of g; 0 builds no such head.
     """

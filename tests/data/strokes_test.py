@@ -101,7 +101,7 @@ class StrokesTest(parameterized.TestCase):
         scenes, bare = SceneSource(1), self.folder([np.zeros((8, 8))], num_classes=1)
         bare.num_classes = 0
         for source, kind, ratio, message in (
-                (scenes, "boxes", 1.0, "config.scribble.annotation is 'boxes'; choose one of given"),
+                (scenes, "boxes", 1.0, "config.scribble.annotation is 'boxes'; choose one of"),
                 (scenes, "scribbles", 1.5, "config.scribble.ratio=1.5: choose from 0 to 1"),
                 (bare, "given", 1.0, "folder has no labels.*config.data.labels=DIR")):
             with self.assertRaisesRegex(DataError, message):
