@@ -9,7 +9,7 @@ from fs4_jax.data.cityscapes import CityscapesSource
 from fs4_jax.data.images import DataError, UnreadableImage
 from fs4_jax.data.potsdam import PotsdamSource
 from fs4_jax.data.scribblesup import ScribbleSupSource, read_scribbles
-from fs4_jax.data.voc import VocSource
+from fs4_jax.data.voc import VocAnimals, VocSource
 from tests.data.files import FolderCase, picture
 from tests.data.trees import SCRIBBLES, WRITERS, save, save_text, stripes
 from tests.shared import shared_path
@@ -41,6 +41,16 @@ class VocTest(FolderCase):
         save(self.root / "SegmentationClass/2007_000002.png", stripes([21]), palette=True)
         with self.assertRaisesRegex(DataError, r"2007_000002\.png: id 21 is no VOC id"):
             VocSource(self.root, "val").check()
+
+    def test_animals_are_seven_classes_and_the_rest_is_ignored(self):
+        stored = VocSource(self.root, "train").label(0)
+        label = VocAnimals(self.root, "train").label(0)
+        wanted = {0: 0, 8: 1, 10: 2, 12: 3, 13: 4, 17: 5, 15: 6}
+        np.testing.assert_array_equal(label, np.vectorize(lambda k: wanted.get(k, 255))(stored))
+        self.assertEqual(VocAnimals(self.root, "val").class_names[wanted[12]], "dog")
+        save(self.root / "SegmentationClass/2007_000002.png", stripes([21]), palette=True)
+        with self.assertRaisesRegex(DataError, r"2007_000002\.png: id 21 is no VOC id"):
+            VocAnimals(self.root, "val").label(0)
 
     @parameterized.parameters(("train", 437), ("val", 297))
     def test_real_masks(self, split, number):
