@@ -84,6 +84,7 @@ def default_config():
                     # What predicts is the teacher, the student's running mean, where the method
                     # trains one (fs4.teacher=frozen: the student). Protocols of whole images:
                     flip=False,           # the mean with the mirrored image's embedding
+                    scales=(),            # the mean over scales, (0.75, 1.0, 1.25) say; (): one
                     crf=False,            # a dense CRF refines the masks, STEGO's settings
                     matching="",          # an eval.json whose match is used; "": found anew
                     probe_steps=500,      # of a linear probe, batches of batch_size
@@ -256,6 +257,9 @@ def check_config(config):
         if len(sides) not in (1, 2) or any(type(side) is not int or side < least for side in sides):
             raise ConfigError(f"config.data.{key} is {config.data[key]!r}; give pixels: one side, "
                               "or (height, width)")
+    if any(not 0 < scale <= 8 for scale in config.eval.scales):
+        raise ConfigError(f"config.eval.scales is {config.eval.scales!r}; give factors of the "
+                          "image's sides, above 0: (0.75, 1.0, 1.25)")
     dilations = config.fs4.cae.dilations
     if not dilations or any(type(step) is not int or step < 1 for step in dilations):
         raise ConfigError(f"config.fs4.cae.dilations is {dilations!r}; give steps of at least one "

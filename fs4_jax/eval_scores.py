@@ -35,7 +35,7 @@ def make_scores(tally, *, method, source, config, protocol):
                    for name in FLOOR_TITLES if name in scored},
         "class_names": list(names), "num_clusters": config.num_clusters,
         "num_classes": source.num_classes}
-    answer |= {key: config.eval[key] for key in ("flip", "crf", "bug_compatible")
+    answer |= {key: config.eval[key] for key in ("flip", "scales", "crf", "bug_compatible")
                if config.eval[key]}
     if len(runs) > 1:
         answer["runs"] = [{"miou": s.miou, "accuracy": s.accuracy} for s in runs]

@@ -22,7 +22,8 @@ from fs4_jax.evaluation.floors import IMAGE_FLOORS, closeness, floor_ids
 from fs4_jax.evaluation.geometry import ProtocolSource, Subset, resize
 from fs4_jax.evaluation.probe import apply_probe
 from fs4_jax.evaluation.protocols import find_protocol
-from fs4_jax.evaluation.readout import dense_ids, dense_probabilities, flip_averaged
+from fs4_jax.evaluation.readout import (dense_ids, dense_probabilities, flip_averaged,
+                                        scale_averaged)
 from fs4_jax.evaluation.report import Picture
 from fs4_jax.evaluation.tally import Tally, read_partial
 from fs4_jax.evaluation.upsample import upsample_argmax
@@ -178,18 +179,24 @@ class Evaluator:
             raise ConfigError(f"config.eval.matching has no place in config.eval.protocol="
                               f"{self.protocol.name}: its clusters are not the model's, or every "
                               "image has a match of its own")
-        flip = self.protocol.flip_averaging or self.config.eval.flip
-        if flip and self.protocol.clusters == "model" and not hasattr(self.method, "classify"):
+        averaged = self.protocol.flip_averaging or self._averages
+        if averaged and self.protocol.clusters == "model" and not hasattr(self.method, "classify"):
             raise ConfigError(f"config.eval.protocol={self.protocol.name} with config.eval.flip="
-                              f"{self.config.eval.flip} classifies a mean of two embeddings, and "
+                              f"{self.config.eval.flip} and config.eval.scales="
+                              f"{self.config.eval.scales} classifies a mean of embeddings, and "
                               f"what tells classes apart in config.method={self.config.method} is "
-                              "each image's own: set config.eval.flip=False and config.eval."
-                              "protocol to hungarian, picie27 or per-image-m2o")
-        for key in ("flip", "crf"):
+                              "each image's own: set config.eval.flip=False, scales=() and "
+                              "config.eval.protocol to hungarian, picie27 or per-image-m2o")
+        for key in ("flip", "crf", "scales"):
             if self.config.eval[key] and self.protocol.geometry != "whole":
                 raise ConfigError(f"config.eval.{key} has no place in config.eval.protocol="
                                   f"{self.protocol.name}, which says itself what it refines; it "
                                   "is for hungarian and kmeans")
+
+    @property
+    def _averages(self):
+        """Whether the embeddings of several copies of an image are averaged."""
+        return self.config.eval.flip or bool(self.config.eval.scales)
 
     @property
     def _by_segment(self):
@@ -261,7 +268,7 @@ class Evaluator:
         tokens = unit_length(out["patch_tokens"].astype(jnp.float32))
         answer, probabilities = {"ids": floor_ids(fitted, tokens, image, size, shape)}, {}
         if protocol.flip_averaging:            # STEGO's: the embedding at label size is classified
-            embedding, classify = self._flipped(params, image), self._classifier(params, fitted)
+            embedding, classify = self._averaged(params, image), self._classifier(params, fitted)
             if protocol.crf:
                 probabilities["model"] = dense_probabilities(embedding, image.shape[1:3], classify)
             else:
@@ -280,23 +287,27 @@ class Evaluator:
 
     def _logits(self, params, fitted, out, tokens, image):
         """{readout: logits on the token grid} of what a protocol without STEGO's readout scores."""
-        flip, clusters = self.config.eval.flip, self.protocol.clusters
+        averaged, clusters = self._averages, self.protocol.clusters
         if clusters == "probe":
             return {"model": apply_probe(fitted["probe"], out[probed_features(self.protocol)])}
         if clusters == "model":
-            return {"model": self.method.classify(params, self._flipped(params, image)) if flip
-                    else out["segments" if self._by_segment else "logits"]}
-        tokens = self._flipped(params, image, unit_tokens=True) if flip else tokens
+            return {"model": self.method.classify(params, self._averaged(params, image))
+                    if averaged else out["segments" if self._by_segment else "logits"]}
+        tokens = self._averaged(params, image, unit_tokens=True) if averaged else tokens
         return {name: closeness(tokens, x) for name, x in fitted.items() if name.startswith("run")}
 
-    def _flipped(self, params, image, unit_tokens=False):
-        """Mean embedding (or unit tokens) of images and of their mirrored copies."""
+    def _averaged(self, params, image, unit_tokens=False):
+        """Mean embedding (or unit tokens) of images, mirrored copies and other scales."""
         def embed(x):
             out = self.method.predict(params, x)
             if unit_tokens:
                 return unit_length(out["patch_tokens"].astype(jnp.float32))
             return out["embedding"]
-        return flip_averaged(embed, image)
+        mirror = self.protocol.flip_averaging or self.config.eval.flip
+        both = functools.partial(flip_averaged, embed) if mirror else embed
+        scales = self.config.eval.scales
+        return scale_averaged(both, image, scales, self.method.encoder.patch) if scales \
+            else both(image)
 
     def _classifier(self, params, fitted):
         if self.protocol.clusters == "probe":

@@ -18,6 +18,7 @@ from fs4_jax.evaluate import summary
 from fs4_jax.evaluation.floors import token_places
 from fs4_jax.evaluation.per_image import PER_IMAGE
 from fs4_jax.evaluation.protocols import PROTOCOLS, evaluate_counts
+from fs4_jax.evaluation.readout import scale_averaged
 from fs4_jax.evaluation.upsample import upsample_maps
 from fs4_jax.evaluation.matching import mean_over_runs
 from fs4_jax.evaluator import Evaluator
@@ -58,6 +59,7 @@ class Colour:
     """A method whose embedding is a token's mean colour; clusters are nearest in angle."""
     encoder = dataclasses.make_dataclass("Encoder", [("patch", int)])(PATCH)
     has_classes = True
+    supervised = False
 
     def predict(self, params, images):
         b, h, w, _ = images.shape
@@ -326,10 +328,35 @@ class RefinementTest(EvaluatorCase):
         self.assertGreater(scores["accuracy"], 80)
         self.assertLen(scores["runs"], 3)
 
-    @parameterized.parameters("flip", "crf")
-    def test_a_protocol_that_says_itself_refuses_them(self, switch):
+    @parameterized.parameters(("flip", True), ("crf", True), ("scales", (0.5, 1.0)))
+    def test_a_protocol_that_says_itself_refuses_them(self, switch, value):
         with self.assertRaisesRegex(ConfigError, f"eval.{switch} has no place in .*picie27"):
-            self.evaluator("picie27", Blocks([(32, 32)]), **{switch: True})
+            self.evaluator("picie27", Blocks([(32, 32)]), **{switch: value})
+
+    def test_scales_are_averaged_and_named(self):
+        source = Blocks([(32, 32)] * 3)
+        plain, scaled, one = (self.evaluator("hungarian", source, scales=scales).run(
+            colour_params(range(4)), 0, floors=False).scores for scales in ((), (0.5, 2.0), (1.0,)))
+        self.assertEqual(scaled["scales"], (0.5, 2.0))
+        self.assertNotIn("scales", plain)
+        self.assertEqual(one["confusion"], plain["confusion"])
+        self.assertNotEqual(scaled["confusion"], plain["confusion"])
+        self.assertGreater(scaled["accuracy"], 60)
+
+    def test_the_mean_over_scales(self):
+        """Cell means of a ramp, 4 x 4 cells of 2 pixels, at two sizes: both say the same, but for
+        what resizing does at the border."""
+        ramp = np.tile(np.arange(8, dtype=np.float32), (1, 8, 1))[..., None].repeat(3, -1)
+
+        def embed(x):
+            return x.reshape(1, x.shape[1] // 2, 2, x.shape[2] // 2, 2, 3).mean((2, 4))
+
+        mean = scale_averaged(embed, ramp, (1.0, 2.0), 2)
+        want = 0.5 * (embed(ramp) + jax.image.resize(embed(jax.image.resize(
+            ramp, (1, 16, 16, 3), "linear")), (1, 4, 4, 3), "linear"))
+        np.testing.assert_allclose(mean, want, rtol=1e-6)
+        np.testing.assert_allclose(mean[0, 1, 1:3], embed(ramp)[0, 1, 1:3], rtol=1e-5)
+        np.testing.assert_array_equal(scale_averaged(embed, ramp, (1.0,), 2), embed(ramp))
 
 
 class FailuresTest(EvaluatorCase):

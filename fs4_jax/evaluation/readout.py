@@ -21,6 +21,25 @@ def flip_averaged(embed, images):
     return 0.5 * (embed(images).astype(jnp.float32) + mirrored.astype(jnp.float32))
 
 
+def scale_averaged(embed, images, scales, patch):
+    """Mean of the embeddings of images resized to several scales, on the grid of the first one.
+
+    Args:
+      embed: images [b, H, W, 3] -> [b, h, w, c]. images: of it. scales: factors of both sides.
+      patch: of the encoder; sides are rounded to its multiples, one at least.
+
+    Returns:
+      float32 [b, h, w, c].
+    """
+    total, (b, *sides, _) = None, images.shape
+    for scale in scales:
+        size = tuple(max(1, round(side * scale / patch)) * patch for side in sides)
+        resized = jax.image.resize(images.astype(jnp.float32), (b, *size, 3), "linear")
+        maps = embed(resized).astype(jnp.float32)
+        total = maps if total is None else total + jax.image.resize(maps, total.shape, "linear")
+    return total / len(scales)
+
+
 def dense_ids(embedding, size, shape, classify):
     """int32 [b, H, W] ids of embeddings upsampled first and classified then; -1 beyond a size.
 

@@ -148,7 +148,8 @@ def protocol_name(evaluation):
     """The protocol of an eval.json and what was switched on beside it; None if it has none."""
     if evaluation.get("protocol") is None:
         return None
-    switches = {"flip": "mirrored images averaged", "crf": "CRF"}
+    switches = {"flip": "mirrored images averaged", "scales": "several scales averaged",
+                "crf": "CRF"}
     return ", ".join([evaluation["protocol"],
                       *(text for key, text in switches.items() if evaluation.get(key))])
 
