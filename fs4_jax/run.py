@@ -76,7 +76,9 @@ class Run:
     def abstract_batch(self):
         """The shapes, dtypes and shardings of what a step reads of a batch."""
         make_views, where = self.make_views, batch_sharding(self.mesh)
-        views = make_views(np.zeros((*self.image_size, 3), np.uint8), np.random.default_rng(0))
+        image = np.zeros((*self.image_size, 3), np.uint8)
+        label = (image[..., 0],) if make_views.labelled else ()
+        views = make_views(image, np.random.default_rng(0), *label)
         return {key: jax.ShapeDtypeStruct((self.config.batch_size, *views[key].shape),
                                           views[key].dtype, sharding=where)
                 for key in make_views.keys}

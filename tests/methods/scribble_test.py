@@ -201,6 +201,11 @@ class RunTest(absltest.TestCase):
                                     "--config.num_clusters=10"):
             checked_source(config, "train")
 
+    def test_what_a_step_reads_is_known_without_data(self):
+        batch = prepare(small_config()).abstract_batch()
+        self.assertEqual({key: x.shape for key, x in batch.items()},
+                         {"image": (8, 32, 32, 3), "label": (8, 32, 32)})
+
     def test_images_without_labels(self):
         (self.root / "images").mkdir()
         Image.new("RGB", (40, 40)).save(self.root / "images" / "a.png")
