@@ -37,7 +37,8 @@ def get_config(arg="scenes"):
     config.encoder.frozen = True
     config.data.image_size = 16 * int(config.encoder.variant.partition("/")[2] or 14)
     config.batch_size = config.eval.batch_size = 8
-    config.total_steps = 300
+    config.total_steps = 500
+    config.optimizer.learning_rate = 3e-3          # of the decoder alone
     if arg == "camvid":
         config.num_clusters = 11
         config.scribble.annotation = "scribbles"
