@@ -11,7 +11,8 @@ Commands:
       --config=configs/scribble.py:camvid --config.data.root=ROOT --config.encoder.weights=FILE
 Other losses: --config.scribble.regularizer.form=none|static|densecrf|normalized_cut|kernel_cut|dfr;
 full supervision: --config.scribble.annotation=given --config.scribble.regularizer.form=none
-Cost on 2 CPU cores: see docs/scribble.md.
+With a frozen encoder add --config.encoder.cached_views=2: two crops of each image are encoded once,
+and a step costs what the decoder costs, 0.3 to 0.4 s for 8 crops of 224 pixels on one CPU core.
 """
 
 from fs4_jax.config import default_config

@@ -5,7 +5,7 @@ Commands:
   python -m fs4_jax.main --config=configs/voc_scribble.py --workdir=W --config.data.root=VOC2012 \\
       --config.encoder.weights=FILE.safetensors
   python -m fs4_jax.main --config=configs/voc_scribble.py:animals ...     # 7 classes, drawn strokes
-Cost on 2 CPU cores: see docs/scribble.md.
+Cost: as configs/scribble.py says, with --config.encoder.cached_views=2 for `animals`.
 """
 
 from configs import scribble
