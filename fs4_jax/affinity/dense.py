@@ -45,7 +45,7 @@ def dense_filter(values, cues, *, position_sigma, leaf_size=1, self_pairs=False)
     mean, variance, gathered = flat, None, values.reshape(b, h * w, d)
     if leaf_size > 1:
         mean, variance, gathered = _leaves(points, values, leaf_size,
-                                           _tile_side(position_sigma, leaf_size))
+                                           _tile_side(position_sigma, leaf_size, max(h, w)))
     filtered = _blockwise(flat, mean, variance, gathered).reshape(b, h, w, d)
     return filtered if self_pairs else filtered - values
 
@@ -156,10 +156,11 @@ def _leaves(points, values, leaf_size, tile):
     return mean, variance, jnp.sum(values, axis=2)
 
 
-def _tile_side(position_sigma, leaf_size):
-    """A power of two: a tile's spread is a fifth of the kernel's sigma, or it holds one leaf."""
+def _tile_side(position_sigma, leaf_size, longer):
+    """A power of two: a tile's spread is a fifth of the kernel's sigma, it holds a leaf at least,
+    and is no larger than need be to hold an image with so long a side."""
     side = max(position_sigma * _TILE, math.sqrt(leaf_size), 1)
-    return 2 ** round(math.log2(side))
+    return 2 ** min(round(math.log2(side)), math.ceil(math.log2(longer)))
 
 
 def _tiled(x, tile):
