@@ -10,14 +10,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from fs4_jax.affinity import (
-    dense_filter,
-    normalized_cut,
-    pair_sums,
-    potts_energy,
-    windowed_filter,
-    windowed_kernel_energy,
-)
+from fs4_jax.affinity import dense_filter, normalized_cut, pair_sums, potts_energy, windowed_filter
 
 
 def dense_crf_loss(assignment, image, *, colour_sigma=15.0, position_sigma=100.0, scale_factor=1.0,
@@ -162,9 +155,5 @@ def _scaled(assignment, image, roi, scale):
     columns = (jnp.arange(w) * assignment.shape[2]) // w
     shape = (assignment.shape[0], h, w, assignment.shape[-1])
     assignment = jax.image.resize(assignment, shape, "linear", antialias=False)
-    pick = lambda x: None if x is None else x[:, rows][:, :, columns]
-    return assignment, pick(image), pick(roi)
-
-
-__all__ = ["dense_crf_loss", "dynamic_feature_loss", "feature_smoothness", "gated_crf_loss",
-           "normalized_cut_loss", "windowed_kernel_energy"]
+    image, roi = (None if x is None else x[:, rows][:, :, columns] for x in (image, roi))
+    return assignment, image, roi
