@@ -9,7 +9,7 @@ colour and position alone, and with the deep features too.
 
 import jax
 import numpy as np
-from absl import app, flags
+from absl import app, flags, logging
 from PIL import Image
 
 from fs4_jax.config import ConfigError
@@ -25,6 +25,7 @@ _HEADINGS = ("image", "strokes", "prediction", "kernel: colour", "kernel: and fe
 
 
 def main(_):
+    logging.set_verbosity(logging.WARNING)
     run = trained_run(_WORKDIR.value)
     settings = run.config.scribble.regularizer
     if run.config.method != "scribble" or settings.form != "dfr":
