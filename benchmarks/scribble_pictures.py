@@ -15,6 +15,7 @@ from PIL import Image
 from fs4_jax.config import ConfigError
 from fs4_jax.data.views import resize_image
 from fs4_jax.evaluation.pictures import colour_labels, contact_sheet, palette
+from fs4_jax.models.decoder import resized
 from fs4_jax.models.vit import normalize_images
 from fs4_jax.run import checked_source, restore_inference, trained_run
 
@@ -60,10 +61,9 @@ def looked_at(method, params, images):
     images = normalize_images(images)
     levels = method._levels(params["encoder"], images)
     out = method.decoder.apply({"params": params["decoder"]}, levels, images)
-    grid = out["logits"].shape[:3]
-    return {"logits": out["logits"], "colour": jax.image.resize(images, (*grid, 3), "linear"),
-            "deep": jax.image.resize(out["features"], (*grid, out["features"].shape[-1]),
-                                     "linear")}
+    grid = out["logits"].shape[1:3]
+    return {"logits": out["logits"], "colour": resized(images, grid),
+            "deep": resized(out["features"], grid)}
 
 
 def stroke_pixel(strokes, grid):

@@ -40,6 +40,8 @@ def get_config(arg="scenes"):
     config.batch_size = config.eval.batch_size = 8
     config.total_steps = 500
     config.optimizer.learning_rate = 3e-3          # of the decoder alone
+    # Beside the strokes' term of dfr; for form=static or densecrf take 1.0.
+    config.scribble.regularizer.weight = 0.3
     if arg == "camvid":
         config.num_clusters = 11
         config.scribble.annotation = "scribbles"
@@ -57,6 +59,8 @@ def _scenes(config):
     config.data.crop_scale = (0.5, 1.0)
     config.encoder.variant = "mu/8"
     config.scribble.annotation = "scribbles"
+    # Tokens of an encoder that begins random say little about what belongs together.
+    config.scribble.regularizer.strokes.token_distance = 0.0
     config.total_steps = 300
     config.batch_size, config.eval.batch_size = 16, 32
     return config

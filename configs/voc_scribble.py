@@ -8,7 +8,11 @@ Commands:
 Cost: as configs/scribble.py says, with --config.encoder.cached_views=2 for `animals`.
 """
 
-from configs import scribble
+import pathlib
+import runpy
+
+# Read by path, as configs are: they are no package where this one is installed.
+_scribble = runpy.run_path(str(pathlib.Path(__file__).with_name("scribble.py")))
 
 
 def get_config(arg="scribblesup"):
@@ -16,7 +20,7 @@ def get_config(arg="scribblesup"):
     strokes drawn from the masks)."""
     if arg not in ("scribblesup", "animals"):
         raise ValueError(f"configs/voc_scribble.py:{arg}: choose scribblesup or animals")
-    config = scribble.get_config("S/14")
+    config = _scribble["get_config"]("S/14")
     config.data.name = "voc"
     config.data.image_size = 224
     config.data.eval_size = 448

@@ -1,7 +1,8 @@
-"""Settings: every experiment's defaults, their checks, and how a workdir remembers them."""
+"""Settings: every experiment's defaults, and how a workdir remembers them."""
 
 import json
 import pathlib
+import tempfile
 
 import ml_collections
 from ml_collections.config_dict import FieldReference
@@ -77,6 +78,11 @@ def default_config():
             layer_decay=1.0,      # of each earlier block, relative to the next (pretrained: 0.75)
         )),
         checkpoint=c(dict(every=200, keep=2)),
+        # A loss or gradient that is no number: stop | skip (that step changes nothing) | rollback
+        # (the newest checkpoint, and on with the data behind the bad batch). most: steps skipped in
+        # a row, or returns to one checkpoint, before the run stops all the same.
+        nonfinite=c(dict(policy="stop", most=10)),
+        hang_seconds=1800,        # without a step: the run says where it hangs and ends; 0: never
         eval=c(dict(every=0, protocol="hungarian", batch_size=16, floors=True, pictures=12,
                     also=(),              # protocols that are scored besides
                     failures=6,           # pictures of the images with the lowest accuracy
@@ -183,6 +189,11 @@ def default_config():
                 radius=5, dilations=(1,), position_sigma=6.0, colour_sigma=0.1,
                 position_weight=0.0,       # static: of a second kernel, of position alone
                 static_weight=0.0,         # dfr: of the kernel without deep features, added
+                # dfr: every pixel agrees with the strokes of its image (at most `number` pixels of
+                # them) that deep features tie it to: the consistency head's and, above 0, the last
+                # level's tokens, whose kernel is 1/e at a 1 - cosine of token_distance. apart: the
+                # kernel's value below which a pixel is left alone
+                strokes=c(dict(weight=2.0, number=128, token_distance=0.1, apart=1e-3)),
                 # the fully connected kernels; position_sigma: in the longer side; leaf_size: 1 is
                 # exact; normalized=False: rloss' own numbers, weights about 1e-9
                 dense=c(dict(position_sigma=0.2, colour_sigma=0.26, leaf_size=16,
@@ -195,22 +206,9 @@ def default_config():
 
 
 # What may change between two starts in one workdir: it does not touch the parameters.
-_FREE_KEYS = ("checkpoint.", "eval.", "log_every", "profile.", "data.eval_", "data.num_workers",
-              "data.num_eval", "data.class_names", "data.num_classes", "mesh.", "sharding",
-              "encoder.remat", "encoder.cache_dir")
-
-_LEAST = {"total_steps": 1, "batch_size": 1, "accumulate_steps": 1, "num_clusters": 1,
-          "log_every": 1, "encoder.cached_views": 0, "fs4.overcluster": 1,
-          "fs4.mixture.num_iters": 1, "fs4.pgg.smoothing": 0, "fs4.cae.radius": 0,
-          "fs4.kernel.radius": 0, "fs4.bootstrap.every": 0, "fs4.bootstrap.rounds": 0,
-          "scribble.decoder.width": 1, "scribble.decoder.detail": 0, "scribble.decoder.upsample": 1,
-          "scribble.regularizer.radius": 1, "scribble.regularizer.rampup": 0,
-          "scribble.regularizer.dense.leaf_size": 1, "scribble.consistency.width": 1,
-          "scribble.consistency.pairs": 2, "scribble.consistency.confident": 0,
-          "optimizer.halve_every": 0, "alignseg.num_prototypes": 1, "alignseg.num_heads": 1,
-          "alignseg.hidden": 1, "alignseg.num_layers": 1, "alignseg.num_local": 1,
-          "alignseg.fit_images": 1, "alignseg.contrast.temperature": 1e-6,
-          "alignseg.mass": 1e-6}
+_FREE_KEYS = ("checkpoint.", "nonfinite.", "hang_seconds", "eval.", "log_every", "profile.",
+              "data.eval_", "data.num_workers", "data.num_eval", "data.class_names",
+              "data.num_classes", "mesh.", "sharding", "encoder.remat", "encoder.cache_dir")
 
 
 def flatten(config, prefix=""):
@@ -224,67 +222,28 @@ def flatten(config, prefix=""):
     return flat
 
 
-def check_config(config):
-    """Refuses settings that can not work, before anything slow starts."""
-    flat = flatten(config)
-    for key, least in _LEAST.items():
-        if not flat[key] >= least:
-            raise ConfigError(f"config.{key} must be at least {least}, got {flat[key]}")
-    if config.num_clusters > 255:
-        raise ConfigError(f"config.num_clusters is {config.num_clusters}; masks are 8-bit: at "
-                          "most 255")
-    choices = {"dtype": ("float32", "bfloat16"), "data.name": tuple(DATA_SETS),
-               "data.crops": ("random", "five"), "fs4.teacher": ("ema", "frozen"),
-               "fs4.cae.form": ("bilateral", "attention"),
-               "fs4.sinkhorn.prior": ("equal", "running", "fitted"),
-               "fs4.pgg.form": ("heads", "pooled"), "fs4.pgg.labels": ("nearest", "balanced"),
-               "fs4.bootstrap.start": ("previous", "fresh"),
-               "alignseg.correlation.reduction": ("mean", "sum"),
-               "alignseg.signature": ("prototype", "tokens"),
-               "encoder.remat": ("none", "blocks"), "dino.centering": ("sinkhorn", "center"),
-               "scribble.regularizer.form": ("none", "static", "densecrf", "normalized_cut",
-                                             "kernel_cut", "dfr"),
-               "scribble.regularizer.reach": ("window", "dense")}
-    for key, allowed in choices.items():
-        if flat[key] not in allowed:
-            raise ConfigError(f"config.{key} is {flat[key]!r}; choose one of {', '.join(allowed)}")
-    label_sets = DATA_SETS[config.data.name]
-    if config.data.label_set not in ("", *label_sets):
-        raise ConfigError(f"config.data.label_set is {config.data.label_set!r}; "
-                          f"{config.data.name} has {', '.join(label_sets) or 'none'}")
-    for key, least in (("image_size", 1), ("eval_size", 0)):
-        sides = config.data[key] if isinstance(config.data[key], tuple) else (config.data[key],)
-        if len(sides) not in (1, 2) or any(type(side) is not int or side < least for side in sides):
-            raise ConfigError(f"config.data.{key} is {config.data[key]!r}; give pixels: one side, "
-                              "or (height, width)")
-    if any(not 0 < scale <= 8 for scale in config.eval.scales):
-        raise ConfigError(f"config.eval.scales is {config.eval.scales!r}; give factors of the "
-                          "image's sides, above 0: (0.75, 1.0, 1.25)")
-    dilations = config.fs4.cae.dilations
-    if not dilations or any(type(step) is not int or step < 1 for step in dilations):
-        raise ConfigError(f"config.fs4.cae.dilations is {dilations!r}; give steps of at least one "
-                          "token: (1,) or (1, 2, 4)")
-    from fs4_jax.evaluation.protocols import BUGS, PROTOCOLS     # jax, which settings do without
-    for key, allowed in (("protocol", tuple(PROTOCOLS)), ("bug_compatible", ("", *BUGS))):
-        if config.eval[key] not in allowed:
-            raise ConfigError(f"config.eval.{key} is {config.eval[key]!r}; choose one of "
-                              f"{', '.join(filter(None, allowed))}")
-    if not set(config.eval.also) <= set(PROTOCOLS):
-        raise ConfigError(f"config.eval.also is {config.eval.also!r}; choose of "
-                          f"{', '.join(PROTOCOLS)} (several: --config.eval.also=\"('a', 'b')\")")
-    if config.alignseg.mass > 1:
-        raise ConfigError(f"config.alignseg.mass is {config.alignseg.mass}; a share is at most 1")
-    if len(config.profile.steps) not in (0, 2):
-        raise ConfigError("config.profile.steps takes two numbers: first,last")
-
-
 def _plain(config):
     """A config as JSON gives it back: lists for tuples."""
     return json.loads(json.dumps(config.to_dict()))
 
 
-def remember_config(config, workdir):
+def check_workdir(workdir):
+    """Raises ConfigError where nothing can be written into a workdir; leaves nothing behind."""
+    there = pathlib.Path(workdir).absolute()
+    try:
+        while not there.exists():        # made later, when all else is known to be well
+            there = there.parent
+        with tempfile.TemporaryFile(dir=there) as file:
+            file.write(b"0")
+    except OSError as error:
+        raise ConfigError(f"--workdir={workdir} can not be written: {there}: "
+                          f"{error.strerror}") from error
+
+
+def remember_config(config, workdir, write=True):
     """Writes W/config.json, or checks that W was begun with the same settings.
+
+    write: False only checks, for all processes of a run but one.
 
     Raises ConfigError that lists the differing keys when the workdir belongs to another run.
     """
@@ -299,6 +258,8 @@ def remember_config(config, workdir):
                               for k in differing)
             raise ConfigError(f"{workdir} belongs to a run with other settings:\n{lines}\n"
                               "Give another --workdir, or the same settings to resume it.")
+    if not write:
+        return
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(_plain(config), indent=2) + "\n")
     temporary.replace(path)

@@ -1,15 +1,18 @@
 """How a command ends when the user can mend it: one clear message, no traceback."""
 
 import contextlib
+import errno
 import sys
 
 from absl import app, logging
 
+from fs4_jax.checkpoint import CheckpointError
 from fs4_jax.config import ConfigError
 from fs4_jax.data.folder import DataError, UnreadableImage
 from fs4_jax.models.weight_files import WeightsError
 
-EXPLAINED = (ConfigError, DataError, UnreadableImage, WeightsError)
+EXPLAINED = (ConfigError, DataError, UnreadableImage, WeightsError, CheckpointError)
+_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
 
 @contextlib.contextmanager
@@ -20,16 +23,31 @@ def explained(*more):
     except EXPLAINED as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except OSError as error:
+        if error.errno not in _OF_THE_DISK:
+            raise
+        print(f"error: {error.filename or 'a file'}: {error.strerror}; what was saved before is "
+              "whole. With that mended, the same command goes on", file=sys.stderr)
+        sys.exit(2)
     except more as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
 
 
 @contextlib.contextmanager
-def command(argv):
-    """What a command that takes flags alone runs in: other arguments refused, errors explained."""
+def command(argv, stopped=""):
+    """What a command that takes flags alone runs in: other arguments refused, errors explained.
+
+    stopped: what Ctrl-C leaves behind, for people; the exit status is then 130.
+    """
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments: {' '.join(argv[1:])}")
     logging.set_verbosity(logging.WARNING)
     with explained():
-        yield
+        try:
+            yield
+        except KeyboardInterrupt:
+            if not stopped:
+                raise
+            print(f"\nstopped; {stopped}", file=sys.stderr)
+            sys.exit(130)

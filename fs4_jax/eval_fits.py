@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fs4_jax import distributed
 from fs4_jax.clustering.kmeans import unit_length
 from fs4_jax.evaluation.floors import fit_floor, fit_strong, token_places
 from fs4_jax.evaluation.geometry import Subset, sample
@@ -62,16 +63,18 @@ class EvalFits:
         points = []
         for batch in self.batches(sample(source, self.config.eval.floor_images),
                                   with_labels=False):
-            tokens, colours = jax.device_get(self._points(params, self._put(batch["image"])))
+            tokens, colours, index = jax.device_get(self._points(
+                params, self._put(batch["image"]), self._put(batch["index"])))
             places = np.broadcast_to(token_places(*tokens.shape[1:3]), (*tokens.shape[:3], 2))
-            real = batch["index"] >= 0
+            real = index >= 0
             points.append([x[real].reshape(-1, x.shape[-1]) for x in (tokens, places, colours)])
         return tuple(np.concatenate(parts) for parts in zip(*points))
 
-    def _points_of_batch(self, params, image):
+    def _points_of_batch(self, params, image, index):
         tokens = self.method.predict(params, image)["patch_tokens"].astype(jnp.float32)
         step = self.method.encoder.patch // 2
-        return unit_length(tokens), image[:, step // 2::step, step // 2::step].astype(jnp.float32)
+        colours = image[:, step // 2::step, step // 2::step].astype(jnp.float32)
+        return unit_length(tokens), colours, index
 
     def _probe(self, params):
         """A linear probe, config.eval.probe_steps batches of the training split."""
@@ -89,7 +92,7 @@ class EvalFits:
         return fit_probe(itertools.islice(batches(), steps), self.source.num_classes)[0]
 
     def _put(self, array):
-        return jax.device_put(array, batch_sharding(self.mesh))
+        return distributed.rows_to_devices(array, batch_sharding(self.mesh))
 
 
 def probed_features(protocol):

@@ -12,6 +12,8 @@ import jax
 
 import fs4_jax
 from fs4_jax import config as config_lib
+from fs4_jax import distributed
+from fs4_jax.cluster_names import read_cluster_names
 from fs4_jax.data.images import DataError
 from fs4_jax.data.sources import make_source
 from fs4_jax.evaluation.collapse import advice, collapse_signs
@@ -22,6 +24,7 @@ from fs4_jax.evaluation.report import protocol_name, write_report
 from fs4_jax.evaluator import Evaluator
 from fs4_jax.metrics import read_metrics
 from fs4_jax.run import checked_source, prepare, restore_inference
+from fs4_jax.stopping import EXIT_INTERRUPTED, StopSignals
 from fs4_jax.token_probes import TokenProbes
 
 
@@ -57,7 +60,7 @@ def summary(scores, config):
 
 
 def evaluate_workdir(given, workdir):
-    """`--mode=eval`: scores the newest checkpoint of a workdir; returns the exit status.
+    """`--mode=eval`: scores the newest checkpoint of a workdir; the exit status, 75 if stopped.
 
     What was trained is read from the workdir; of `given` only what says where and how to
     evaluate counts: data.root, data.eval_*, class_names, num_classes, ignore_ids; eval.*.
@@ -68,12 +71,20 @@ def evaluate_workdir(given, workdir):
     params, step = restore_inference(run, workdir)
     split = config.data.eval_images or "eval"
     evaluator = make_evaluator(run, source, split)
-    result = evaluator.run(params, step, floors=config.eval.floors, progress=True,
-                           pictures=config.eval.pictures, partial=partial_file(workdir))
+    with StopSignals() as stop:
+        result = stop.cut_short(
+            evaluator.run, params, step, floors=config.eval.floors, progress=True,
+            pictures=config.eval.pictures, partial=partial_file(workdir))
+        if stop.requested:
+            print(f"\nstopped by {stop.requested}; the same command goes on with the images that "
+                  "were not counted")
+            return EXIT_INTERRUPTED
     if result.scores is None:
         raise config_lib.ConfigError("nothing to score: give --config.data.eval_images=DIR and "
                                      "--config.data.eval_labels=DIR")
-    publish(workdir, run, result)
+    if distributed.is_first():
+        publish(workdir, run, result)
+    distributed.wait_for_all("published")
     return 0
 
 
@@ -106,8 +117,8 @@ def _images_of_training(config):
     try:
         return make_source(config.data, "train")
     except DataError as error:
-        print(f"the training split is not here, so floors are fitted to the scored images: {error}",
-              file=sys.stderr)
+        distributed.warn("the training split is not here, so floors are fitted to the scored "
+                         f"images: {error}")
         return None
 
 
@@ -117,15 +128,20 @@ def partial_file(workdir):
 
 
 def publish(workdir, run, result):
-    """Writes eval.json and report.html of an Evaluation, prints the closing lines."""
+    """Writes eval.json and report.html of an Evaluation, prints the closing lines.
+
+    Names and merges of the workdir's clusters are in the report, not in the scores.
+    """
     workdir = pathlib.Path(workdir)
     if result.scores:
         write_scores(workdir, result.scores)
         print(summary(result.scores, run.config))
     report = workdir / "report.html"
+    told = read_cluster_names(workdir, run.config.num_clusters)
     write_report(report, title=f"{run.method.title} in {workdir.name}", config=run.config.to_dict(),
                  history=read_metrics(workdir / "metrics.jsonl"), evaluation=result.scores,
-                 pictures=result.pictures, failures=result.failures, clusters=result.clusters,
+                 pictures=result.pictures, failures=result.failures,
+                 clusters=result.clusters | dict(names=told.names, merged=told.merged),
                  environment=environment())
     print(f"report: {report}")
 

@@ -2,8 +2,6 @@
 
 import dataclasses
 import functools
-import itertools
-import sys
 import time
 
 import jax
@@ -11,10 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.ndimage
 
+from fs4_jax import distributed
 from fs4_jax.affinity import dense_crf
 from fs4_jax.clustering.kmeans import unit_length
 from fs4_jax.config import ConfigError
 from fs4_jax.data.pipeline import eval_batches
+from fs4_jax.data.views import resize_image
+from fs4_jax.data.whole_images import image_of
 from fs4_jax.eval_fits import EvalFits, probed_features
 from fs4_jax.eval_scores import SHOWN, make_scores
 from fs4_jax.evaluation.confusion import confusion_matrix
@@ -25,7 +26,7 @@ from fs4_jax.evaluation.protocols import find_protocol
 from fs4_jax.evaluation.readout import (dense_ids, dense_probabilities, flip_averaged,
                                         scale_averaged)
 from fs4_jax.evaluation.report import Picture
-from fs4_jax.evaluation.tally import Tally, read_partial
+from fs4_jax.evaluation.tally import ImageCounts, Tally, read_partial
 from fs4_jax.evaluation.upsample import upsample_argmax
 from fs4_jax.metrics import ProgressLine
 from fs4_jax.sharding import batch_sharding, replicated, round_up
@@ -68,6 +69,7 @@ class Evaluator:
         self._check()
         everywhere = replicated(mesh)
         self._read = jax.jit(self._read_batch, static_argnames="shape", out_shardings=everywhere)
+        self._everywhere = jax.jit(lambda x: x, out_shardings=everywhere)
         self._upsample = jax.jit(upsample_argmax, static_argnames="shape",
                                  out_shardings=everywhere)
         self._count = jax.jit(self._count_batch, static_argnames="rows", out_shardings=everywhere)
@@ -91,7 +93,7 @@ class Evaluator:
         found = read_partial(partial, key)
         fitted = self._fits.run(params, floors=floors and self.num_classes > 0) \
             if found is None else found[1]
-        fitted = jax.device_put(fitted, replicated(self.mesh))
+        fitted = distributed.to_devices(fitted, replicated(self.mesh))
         tally = Tally(fitted, self._rows(fitted), self.num_clusters, self.num_classes,
                       self.protocol.matching)
         if found:
@@ -101,7 +103,7 @@ class Evaluator:
             params, tally, pictures, progress,
             lambda: partial and tally.save_now_and_then(partial, key))
         for name, reason in skipped:
-            print(f"left out of the evaluation: {name}: {reason}", file=sys.stderr)
+            distributed.warn(f"left out of the evaluation: {name}: {reason}")
         scores = self._scores(tally, step) if self.num_classes else None
         if scores and self.probes:
             scores["probes"] = self.probes.run(params)
@@ -114,28 +116,30 @@ class Evaluator:
             failed = self._pictures_of(params, fitted, images.worst(
                 scores["matching"], self.config.eval.failures))
         if partial:
-            partial.unlink(missing_ok=True)
+            distributed.wait_for_all("evaluation is whole")
+            if distributed.is_first():
+                partial.unlink(missing_ok=True)
         return Evaluation(scores, sorted(shown, key=lambda p: p.name), failed, tally.clusters())
 
     def _pass(self, params, tally, pictures, progress, keep):
-        """Counts every image that is not yet; (pictures, unreadable images, _ImageCounts)."""
+        """Counts every image that is not yet; (pictures, unreadable images, ImageCounts)."""
         number = len(self.source)
         chosen = set(np.linspace(0, number - 1, pictures).astype(int).tolist())
         # Pictures of images counted before an interruption are looked at again, not counted.
         wanted = [i for i in range(number) if i not in tally.done or i in chosen]
-        images, began = _ImageCounts(SHOWN.get(self.protocol.clusters)), time.time()
+        images, began = ImageCounts(SHOWN.get(self.protocol.clusters)), time.time()
         shown, skipped = [], []
         line = ProgressLine(number, len(tally.done), unit="evaluating") if progress else None
         for batch in self._batches(Subset(self.source, wanted), skipped):
             out, ids = self._measured(params, tally.fitted, batch)
-            for row in np.flatnonzero(batch["index"] >= 0):
-                index = wanted[batch["index"][row]]
+            for row in np.flatnonzero(out["index"] >= 0):
+                index = wanted[out["index"][row]]
                 if index not in tally.done:
                     one = jax.tree.map(lambda x: x[row], out)
                     tally.add(index, one)
                     images.add(index, one["counts"])
                 if index in chosen:
-                    shown.append(self._picture(batch, index, np.asarray(ids), row))
+                    shown.append(self._picture(index, out, ids, row))
             keep()
             if line:
                 line.update(len(tally.done),
@@ -148,10 +152,10 @@ class Evaluator:
         """Pictures of some images, in the order given."""
         shown = {}
         for batch in self._batches(Subset(self.source, chosen)):
-            _, ids = self._measured(params, fitted, batch)
-            for row in np.flatnonzero(batch["index"] >= 0):
-                index = chosen[batch["index"][row]]
-                shown[index] = self._picture(batch, index, np.asarray(ids), row)
+            out, ids = self._measured(params, fitted, batch)
+            for row in np.flatnonzero(out["index"] >= 0):
+                index = chosen[out["index"][row]]
+                shown[index] = self._picture(index, out, ids, row)
         return [shown[index] for index in chosen if index in shown]
 
     def _scores(self, tally, step):
@@ -216,6 +220,7 @@ class Evaluator:
         return eval_batches(source, batch_size=round_up(config.eval.batch_size, self.mesh),
                             image_size=size, patch=self.method.encoder.patch,
                             with_labels=with_labels and source.num_classes > 0, skipped=skipped,
+                            process_index=jax.process_index(), process_count=jax.process_count(),
                             on_unreadable=on_unreadable or self.on_unreadable)
 
     def _key(self, step, floors):
@@ -242,9 +247,13 @@ class Evaluator:
         return rows
 
     def _measured(self, params, fitted, batch):
-        """(what `Tally.add` takes, for each row of a batch, on the host; ids on the device)."""
+        """(what `Tally.add` takes, for each row of a batch, on the host; ids on the device).
+
+        Besides "index" and "size" of each row, for here are those of all processes.
+        """
         arrays, shape = _arrays(batch, self.mesh), _label_shape(batch)
         out = self._read(params, fitted, arrays, shape=shape)
+        out |= {name: self._everywhere(arrays[name]) for name in ("index", "size")}
         for name, probabilities in out.pop("probabilities").items():
             out["ids"][name] = self._refined(arrays, probabilities, shape)
         ids = out.pop("ids")
@@ -319,10 +328,14 @@ class Evaluator:
 
         Refined probabilities are upsampled to the labels; padding rows count nowhere.
         """
-        real = np.flatnonzero(np.asarray(batch["index"]) >= 0)
-        refined = np.zeros(probabilities.shape, np.float32)
-        refined[real] = dense_crf(batch["image"][real], probabilities[real])
-        return self._upsample(jax.device_put(refined, batch_sharding(self.mesh)), batch["size"],
+        where = batch_sharding(self.mesh)
+        index, image, given = map(distributed.local_rows, (
+            batch["index"], batch["image"], jax.device_put(probabilities, where)))
+        real = np.flatnonzero(index >= 0)
+        refined = np.zeros(given.shape, np.float32)
+        if len(real):
+            refined[real] = dense_crf(image[real], given[real])
+        return self._upsample(distributed.rows_to_devices(refined, where), batch["size"],
                               shape=shape)
 
     def _count_batch(self, ids, label, *, rows):
@@ -342,34 +355,13 @@ class Evaluator:
 
     # ---- what is told ---------------------------------------------------------------------------
 
-    def _picture(self, batch, index, ids, row):
-        name, h, w = self.source.example_name(index), *batch["size"][row]
-        if "label" not in batch:
-            return Picture(name, batch["image"][row], None, ids[row])
-        image = self.source[index]["image"]
-        return Picture(name, resize(image, (h, w), "bilinear"), batch["label"][row, :h, :w],
-                       ids[row, :h, :w])
-
-
-class _ImageCounts:
-    """Each image's own counts of one readout, kept sparse: a few hundred bytes an image."""
-
-    def __init__(self, readout):
-        self._readout, self._counts = readout, {}
-
-    def add(self, index, counts):
-        if self._readout in counts:
-            cells = np.argwhere(counts[self._readout])
-            self._counts[index] = cells, counts[self._readout][tuple(cells.T)]
-
-    def worst(self, matching, number):
-        """Indices of the images with the lowest accuracy under a match, worst first."""
-        accuracy = {}
-        for index, (cells, pixels) in self._counts.items():
-            right = np.array(matching)[cells[:, 0]] == cells[:, 1]
-            if pixels.size:
-                accuracy[index] = pixels[right].sum() / pixels.sum()
-        return sorted(accuracy, key=accuracy.get)[:number]
+    def _picture(self, index, out, ids, row):
+        name, ids = self.source.example_name(index), np.asarray(ids[row])
+        if not self.num_classes:
+            return Picture(name, resize_image(image_of(self.source, index), ids.shape), None, ids)
+        (h, w), example = out["size"][row], self.source[index]
+        return Picture(name, resize(example["image"], (h, w), "bilinear"), example["label"],
+                       ids[:h, :w])
 
 
 def count_components(ids):
@@ -381,7 +373,7 @@ def _arrays(batch, mesh):
     """A batch on the devices; without labels, ids are wanted at the size the model sees."""
     if "label" not in batch:
         batch = batch | {"size": np.full_like(batch["size"], batch["image"].shape[1:3])}
-    return {key: jax.device_put(value, batch_sharding(mesh)) for key, value in batch.items()}
+    return distributed.rows_to_devices(batch, batch_sharding(mesh))
 
 
 def _label_shape(batch):

@@ -14,11 +14,38 @@ import types
 
 import numpy as np
 
+from fs4_jax import distributed
+
 METRICS_FILE = "metrics.jsonl"
 
 
+class NoWriter:
+    """A MetricsWriter that writes nowhere: for all processes but process 0."""
+
+    def write(self, step, metrics):
+        pass
+
+    def truncate_after(self, step):
+        pass
+
+    def has(self, step, name):
+        return False
+
+    def last(self, name):
+        return 0
+
+    def close(self):
+        pass
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+
 class MetricsWriter:
-    """Appends rows to WORKDIR/metrics.jsonl; on a pod, make one on process 0 only.
+    """Appends rows to WORKDIR/metrics.jsonl; of several processes, make one on process 0 only.
 
     A row is one JSON object a line, {"step": int, "time": unix seconds, name: number, ...}, on
     disk before `write` returns. Numbers that JSON has no word for are the strings "nan", "inf"
@@ -63,6 +90,14 @@ class MetricsWriter:
         self._file.close()
         self._rewrite([row for row in read_metrics(self.path) if row["step"] <= step])
         self._file = self.path.open("a", encoding="utf-8")
+
+    def has(self, step, name):
+        """Whether a row of this step has `name`."""
+        return any(row["step"] == step and name in row for row in read_metrics(self.path))
+
+    def last(self, name):
+        """The newest value of a count; 0 where no row has it."""
+        return next((row[name] for row in reversed(read_metrics(self.path)) if name in row), 0)
 
     def close(self):
         """Closes the files."""
@@ -158,14 +193,16 @@ class ProgressLine:
       first_step: the step it starts from; > 0 when it resumes.
       every_seconds: seconds between plain lines.
       unit: what is counted.
-      stream: where to, default standard error.
+      stream: where to, default standard error of process 0.
       clock: function without arguments, seconds.
     """
 
     def __init__(self, total_steps, first_step=0, *, every_seconds=10.0, unit="step",
                  stream=None, clock=time.monotonic):
         self.total_steps, self._unit = total_steps, unit
-        self._stream = sys.stderr if stream is None else stream
+        if stream is None:
+            stream = sys.stderr if distributed.is_first() else open(os.devnull, "w")
+        self._stream = stream
         self._in_place = bool(getattr(self._stream, "isatty", lambda: False)())
         self._every_seconds = every_seconds
         self._clock = clock

@@ -1,4 +1,5 @@
-"""What a program costs on any device, read from its jaxpr: operations and bytes.
+"""What a program costs on any device, read from its jaxpr: operations and bytes; and what its
+devices tell each other, read from the compiled program.
 
 XLA's own counts (cost_analysis, memory_analysis) are of one platform's compiled program: they take
 a loop's body once, whatever its number of turns, and miss products handed to a library. What is
@@ -6,6 +7,7 @@ counted here is what was written, before any compiler: no fusion, nothing that i
 """
 
 import math
+import re
 
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
@@ -16,21 +18,38 @@ def product_flops(jaxpr):
     A product [m,k] x [k,n] is 2 m k n; everything else is thought free, as is usual for a
     transformer. A scan counts its turns, a while loop one, of branches the dearest counts.
     """
+    def flops(eqn):
+        if eqn.primitive.name == "dot_general":
+            (contracted, _), _ = eqn.params["dimension_numbers"]
+            left, out = eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape
+            return 2 * math.prod(out) * math.prod(left[i] for i in contracted)
+        kernel = eqn.invars[1].aval.shape
+        features = kernel[eqn.params["dimension_numbers"].rhs_spec[0]]
+        return 2 * math.prod(eqn.outvars[0].aval.shape) * math.prod(kernel) // features
+
+    return _over_products(jaxpr, flops)
+
+
+def product_bytes(jaxpr):
+    """Bytes that a jaxpr's matrix products and convolutions read and write, over all devices.
+
+    Each operand and result once; what lies between products is thought fused with them.
+    """
+    return _over_products(jaxpr, lambda eqn: sum(
+        _bytes(var.aval) for var in (*eqn.invars, *eqn.outvars)))
+
+
+def _over_products(jaxpr, cost):
+    """The sum of cost(eqn) over products, turns of loops counted."""
     total = 0
     for eqn in jaxpr.eqns:
-        inner = [product_flops(sub) for sub in _inside(eqn)]
+        inner = [_over_products(sub, cost) for sub in _inside(eqn)]
         if eqn.primitive.name == "cond":
             total += max(inner)
         else:
             total += sum(inner) * eqn.params.get("length", 1)
-        if eqn.primitive.name == "dot_general":
-            (contracted, _), _ = eqn.params["dimension_numbers"]
-            left, out = eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape
-            total += 2 * math.prod(out) * math.prod(left[i] for i in contracted)
-        elif eqn.primitive.name == "conv_general_dilated":
-            kernel = eqn.invars[1].aval.shape
-            features = kernel[eqn.params["dimension_numbers"].rhs_spec[0]]
-            total += 2 * math.prod(eqn.outvars[0].aval.shape) * math.prod(kernel) // features
+        if eqn.primitive.name in ("dot_general", "conv_general_dilated"):
+            total += cost(eqn)
     return total
 
 
@@ -69,3 +88,58 @@ def _inside(eqn):
 
 def _bytes(aval):
     return math.prod(aval.shape) * aval.dtype.itemsize
+
+
+# ---- what devices tell each other ---------------------------------------------------------------
+
+COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+_ITEM = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s64": 8, "u64": 8, "f64": 8}   # else 4
+_SHAPE = re.compile(r"(\w+)\[([\d,]*)\]")
+_HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
+_KIND = re.compile(rf"= (.*?) ({'|'.join(COLLECTIVES)})\(")
+_CALLS = re.compile(r"(?:body|calls|to_apply)=%([\w.\-]+)")
+_BRANCHES = re.compile(
+    r"(?:branch_computations=\{([^}]*)\}|(?:true|false)_computation=(%[\w.\-]+))")
+_TURNS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+
+
+def collectives(program):
+    """{kind: (number, bytes)} of the collectives that one device takes part in.
+
+    Args:
+      program: text of a compiled program, `compiled.as_text()`, of a CPU. Loops count their turns
+        where XLA knows them (else one), of branches the dearest counts. Bytes: of the results.
+    """
+    bodies, entry = {}, None
+    for line in program.splitlines():
+        head = _HEAD.match(line.strip()) if not line.startswith("    ") else None
+        if head:
+            body = bodies[head[2]] = []
+            entry = head[2] if head[1] else entry
+        elif bodies:
+            body.append(line)
+
+    def of(name):
+        total = {}
+        for line in bodies.get(name, ()):
+            found = _KIND.search(line)
+            if found:
+                _add(total, {found[2]: (1, sum(
+                    _ITEM.get(kind, 4) * math.prod(int(side) for side in sides.split(",") if side)
+                    for kind, sides in _SHAPE.findall(found[1])))})
+            turns = _TURNS.search(line)
+            for called in _CALLS.findall(line):
+                _add(total, of(called), int(turns[1]) if turns else 1)
+            branches = [name.strip().lstrip("%") for pair in _BRANCHES.findall(line)
+                        for name in (pair[0] or pair[1]).split(",")]
+            if branches:
+                _add(total, max(map(of, branches), key=lambda x: sum(b for _, b in x.values())))
+        return total
+
+    return of(entry)
+
+
+def _add(total, more, times=1):
+    for kind, (number, size) in more.items():
+        before = total.get(kind, (0, 0))
+        total[kind] = before[0] + times * number, before[1] + times * size

@@ -11,16 +11,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from fs4_jax.checkpoint import Checkpoints
-from fs4_jax.config import ConfigError, check_config, recall_config
+from fs4_jax.config import ConfigError, recall_config
+from fs4_jax.config_checks import check_config
 from fs4_jax.data.pipeline import make_source, to_device, train_dataset
 from fs4_jax.data.strokes import StrokeSource
 from fs4_jax.methods import make_method
 from fs4_jax.models.vit import ViT, make_encoder
 from fs4_jax.models.encoder_files import load_encoder
+from fs4_jax.nonfinite import tensors_of_step
 from fs4_jax.optimizer import make_optimizer
 from fs4_jax.sharding import batch_sharding, check_batch, make_mesh, replicated, tree_sharding
 from fs4_jax.token_cache import CachedViews
-from fs4_jax.train_step import init_state, make_train_step
+from fs4_jax.train_step import init_state, make_train_step, split
 
 _ENCODER_FILE = "encoder.json"
 
@@ -94,11 +96,19 @@ class Run:
         The state stays where it is: left to the compiler, a first step may split a bias over
         devices, and the second one then compiles again.
         """
-        pure = make_train_step(self.method, self.optimizer, self.config.accumulate_steps)
+        pure = make_train_step(self.method, self.optimizer, self.config.accumulate_steps,
+                               skip_nonfinite=self.config.nonfinite.policy == "skip")
         where = jax.tree.map(lambda x: x.sharding, state)
         return jax.jit(
             lambda state, batch: pure(state, batch, jax.random.fold_in(state.key, state.step)),
             donate_argnums=0, out_shardings=(where, replicated(self.mesh)))
+
+    def tensor_names(self, batch, metrics):
+        """What "first_nonfinite" counts; batch, metrics: arrays or shape structs of a step."""
+        state = self.abstract_state()
+        trained, _ = split(state.params, self.method.frozen)
+        return [name for name, _ in
+                tensors_of_step(batch, state.params, metrics, trained, state.extra, trained)]
 
     def _seeds(self):
         return jax.random.key(self.config.seed), self.encoder_params
@@ -141,6 +151,16 @@ def trained_run(workdir):
     return prepare(config, trained_in=workdir)
 
 
+def segmenting_run(workdir):
+    """`trained_run`, of a model that has classes; ConfigError for an encoder alone."""
+    run = trained_run(workdir)
+    if not run.method.has_classes:
+        raise ConfigError(f"--workdir={workdir} holds an encoder ({run.method.title}), which has "
+                          "no classes: train FS^4 on top of it with --config=configs/folder.py "
+                          f"--config.encoder.weights={workdir}, and use that workdir")
+    return run
+
+
 def checked_source(config, split):
     """The source of a split, checked before minutes are spent on it; raises DataError."""
     source = make_source(config.data, split)
@@ -171,17 +191,19 @@ def remember_encoder(run, workdir):
     (pathlib.Path(workdir) / _ENCODER_FILE).write_text(json.dumps(fields, indent=2) + "\n")
 
 
-def restore_inference(run, workdir):
-    """(parameters that predict, step) of a workdir's newest checkpoint.
+def restore_inference(run, workdir, step=None):
+    """(parameters that predict, step) of a workdir's checkpoint of a step; None: the newest.
 
     Raises ConfigError where there is none.
     """
     with Checkpoints(workdir, writes=False) as checkpoints:
-        step = checkpoints.latest
-        if step is None:
+        if checkpoints.latest is None:
             raise ConfigError(f"{workdir} holds no complete checkpoint: let the training there "
                               "reach config.checkpoint.every steps")
-        state = checkpoints.restore(run.abstract_state())
+        if step is not None and step not in checkpoints.steps:
+            raise ConfigError(f"{workdir} holds no checkpoint of step {step}; there is "
+                              f"{', '.join(map(str, checkpoints.steps))}")
+        state, step = checkpoints.restore(run.abstract_state(), step=step)
     return run.method.inference_params(state.params, state.teacher), step
 
 
@@ -231,6 +253,8 @@ def _build_encoder(config):
                             layer_scale=encoder.layer_scale or None, **options), None
     except ValueError as error:
         raise ConfigError(str(error)) from error
+    except OSError as error:          # a name that no file can have
+        raise ConfigError(f"config.encoder.weights can not be read: {error.strerror}") from error
 
 
 def _check_size(size, patch, key):

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fs4_jax import distributed
 from fs4_jax.clustering.kmeans import unit_length
 from fs4_jax.data.pipeline import eval_batches
 from fs4_jax.evaluation.confusion import IGNORE_LABEL, Confusion, confusion_matrix
@@ -16,7 +17,7 @@ from fs4_jax.evaluation.knn import knn_scores, token_labels
 from fs4_jax.evaluation.probe import apply_probe, fit_probe
 from fs4_jax.evaluation.protocols import evaluate_counts
 from fs4_jax.evaluation.upsample import upsample_argmax
-from fs4_jax.sharding import batch_sharding, round_up
+from fs4_jax.sharding import batch_sharding, replicated, round_up
 
 _BANK = 20_000        # labelled tokens that neighbours are looked for among
 
@@ -38,7 +39,7 @@ class TokenProbes:
         self._encode = jax.jit(lambda params, image: unit_length(
             method.predict(params, image)["patch_tokens"].astype(jnp.float32)))
         self._labels = jax.jit(token_labels, static_argnames=("grid", "num_classes"))
-        self._count = jax.jit(self._count_batch)
+        self._count = jax.jit(self._count_batch, out_shardings=replicated(mesh))
 
     def run(self, params):
         """{"linear": {"miou", "accuracy"}, "knn": {...}} in percent, on the evaluation split."""
@@ -67,25 +68,25 @@ class TokenProbes:
         for batch in eval_batches(
                 sample(source, self.config.eval.probe_images), patch=self._patch,
                 batch_size=round_up(self.config.eval.batch_size, self.mesh),
-                image_size=data.eval_size or data.image_size, on_unreadable="skip"):
-            where = batch_sharding(self.mesh)
-            yield self._encode(params, jax.device_put(batch["image"], where)), {
-                key: jax.device_put(batch[key], where) for key in ("label", "size", "index")}
+                image_size=data.eval_size or data.image_size, on_unreadable="skip",
+                process_index=jax.process_index(), process_count=jax.process_count()):
+            batch = distributed.rows_to_devices(batch, batch_sharding(self.mesh))
+            yield self._encode(params, batch["image"]), batch
 
     def _bank(self, batches):
         tokens, labels = [], []
         for x, batch in batches:
             label = self._labels(batch["label"], batch["size"], grid=x.shape[1:3],
                                  num_classes=self.num_classes)
-            there = np.asarray(label) != IGNORE_LABEL
-            tokens.append(np.asarray(x)[there])
-            labels.append(np.asarray(label)[there])
+            x, label = distributed.to_host((x, label))
+            tokens.append(x[label != IGNORE_LABEL])
+            labels.append(label[label != IGNORE_LABEL])
         tokens, labels = np.concatenate(tokens), np.concatenate(labels)
         if len(labels) > _BANK:
             rng = np.random.default_rng(self.config.seed)
             chosen = rng.choice(len(labels), _BANK, replace=False)
             tokens, labels = tokens[chosen], labels[chosen]
-        return jnp.asarray(tokens), jnp.asarray(labels)
+        return distributed.to_devices((tokens, labels), replicated(self.mesh))
 
     def _fit_linear(self, batches):
         rng = np.random.default_rng(self.config.seed)

@@ -7,16 +7,19 @@ import jax.numpy as jnp
 import optax
 
 from fs4_jax.accumulation import accumulated
+from fs4_jax.nonfinite import FIRST, first_nonfinite, tensors_of_step, unless
 from fs4_jax.state import TrainState
 
 
-def make_train_step(method, optimizer, accumulate_steps=1):
+def make_train_step(method, optimizer, accumulate_steps=1, skip_nonfinite=False):
     """Returns train_step(state, batch, key) -> (state, metrics).
 
     Pure: no jit, mesh, config or IO inside; the caller jits it and says where things live.
-    metrics: float32 scalars "loss", its terms "loss_*", the method's telemetry, "grad_norm".
+    metrics: float32 scalars "loss", its terms "loss_*", the method's telemetry, "grad_norm"; and
+    int32 "first_nonfinite", see `nonfinite`.
 
     accumulate_steps: micro-batches that share a batch and its one update, see `accumulation`.
+    skip_nonfinite: a step with a tensor that is no number changes nothing but the step's number.
     """
     def train_step(state, batch, key):
         trained, frozen = split(state.params, method.frozen)
@@ -31,13 +34,25 @@ def make_train_step(method, optimizer, accumulate_steps=1):
             gradient = accumulated(gradient, accumulate_steps)
         grads, (metrics, extra) = gradient(trained, state.extra, batch, key)
         updates, opt_state = optimizer.update(grads, state.opt_state, trained)
-        trained = optax.apply_updates(trained, updates)
+        moved = optax.apply_updates(trained, updates)
         new = dataclasses.replace(
-            state, step=state.step + 1, params={**trained, **frozen}, opt_state=opt_state,
-            extra=extra, teacher=method.update_teacher(state.teacher, trained, state.step))
-        return new, metrics | {"grad_norm": optax.tree.norm(grads)}
+            state, step=state.step + 1, params={**moved, **frozen}, opt_state=opt_state,
+            extra=extra, teacher=method.update_teacher(state.teacher, moved, state.step))
+        metrics |= {"grad_norm": optax.tree.norm(grads)}
+        first = first_nonfinite(tensors_of_step(batch, state.params, metrics, grads, extra,
+                                                updates))
+        if skip_nonfinite:
+            new = _kept_where(first >= 0, new, state)
+        return new, metrics | {FIRST: first}
 
     return train_step
+
+
+def _kept_where(bad, new, old):
+    """The new state, or the old one with the new step's number."""
+    kept = {name: unless(bad, getattr(new, name), getattr(old, name))
+            for name in ("params", "opt_state", "teacher", "extra")}
+    return dataclasses.replace(new, **kept)
 
 
 def init_state(method, optimizer, key, images, encoder_params=None):

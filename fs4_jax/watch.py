@@ -8,8 +8,11 @@ import time
 import jax
 import numpy as np
 
+from fs4_jax.batch_log import batch_hash
+from fs4_jax.distributed import local_rows
 from fs4_jax.evaluation.collapse import WARNING, advice, collapse_signs
 from fs4_jax.metrics import ProgressLine
+from fs4_jax.nonfinite import FIRST
 from fs4_jax.optimizer import make_schedule
 
 
@@ -18,38 +21,71 @@ _SMOOTHED = 10           # steps at least, so that one odd batch does not warn
 
 
 class NonFinite(RuntimeError):
-    """A loss or a gradient stopped being a number."""
+    """A loss or a gradient stopped being a number. step: which; data_state: of the training data's
+    iterator behind that step's batch."""
+
+    def __init__(self, message, step, data_state):
+        super().__init__(message)
+        self.step, self.data_state = step, data_state
 
 
 class Watch:
-    """Reads each step's metrics one step late, so that the device never waits for the host."""
+    """Reads each step's metrics one step late, so that the device never waits for the host.
 
-    def __init__(self, config, source, writer, first):
+    Args:
+      config: ConfigDict. source: of the training images. writer: MetricsWriter. first: step.
+      tensor_names: (batch, metrics) -> what "first_nonfinite" counts; see `Run.tensor_names`.
+      batches: BatchLog, or None.
+    """
+
+    def __init__(self, config, source, writer, first, tensor_names=None, batches=None):
         self.config, self.source, self.writer = config, source, writer
+        # A hash of several processes' rows is a talk between them, beside that of the step: in
+        # another order elsewhere, all would wait for ever.
+        self.tensor_names = tensor_names
+        self.batches = batches if jax.process_count() == 1 else None
+        self.skipped_steps = writer.last("skipped_steps") if writer else 0
+        self.skipped_in_a_row = 0
         self.schedule = make_schedule(config.optimizer, config.total_steps)
         self.progress = ProgressLine(config.total_steps, first)
         self.pending, self.window, self.skipped = None, [], set()
         self.collapse = _CollapseWatch(config)
         self.clock = time.time()
 
-    def after(self, step, metrics, batch, waited):
-        """Takes note of a step just begun; looks at the one before."""
+    def after(self, step, metrics, batch, waited, data_state=None):
+        """Takes note of a step just begun; looks at the one before.
+
+        data_state: of the iterator that gave the batch.
+        """
         self.flush()
-        self.pending = (step, metrics, batch["index"], batch["skipped"], waited)
+        shapes = {key: jax.ShapeDtypeStruct(x.shape, x.dtype) for key, x in batch.items()}
+        code = batch_hash(batch["hash"]) if self.batches else None
+        self.pending = (step, metrics, shapes, batch["index"], batch["skipped"], code, waited,
+                        data_state)
 
     def flush(self):
         """Waits for the pending step and looks at it; raises NonFinite."""
         if self.pending is None:
             return
-        step, metrics, index, skipped, waited = self.pending
+        step, arrays, batch, index, skipped, code, waited, data_state = self.pending
         self.pending = None
-        metrics = {k: float(v) for k, v in jax.device_get(metrics).items()}
+        arrays = jax.device_get(arrays)
+        first_bad = int(arrays.pop(FIRST, -1))
+        metrics = {k: float(v) for k, v in arrays.items()}
+        if self.batches:
+            self.batches.write(step + 1, code)
         now = time.time()
         self.window.append((now - self.clock, waited))
         self.clock = now
         self._name_skipped(skipped)
-        self._check(step, metrics, index)
-        self.collapse.add(metrics)
+        bad = [name for name in metrics if not math.isfinite(metrics[name])]
+        if first_bad >= 0 or bad:
+            names = self.tensor_names(batch, arrays) if self.tensor_names else ()
+            tensor = names[first_bad] if 0 <= first_bad < len(names) else ""
+            self._nonfinite(step, metrics, bad, tensor, index, data_state)
+        else:
+            self.skipped_in_a_row = 0
+            self.collapse.add(metrics)
         config = self.config
         if (step + 1) % config.log_every == 0 or step + 1 == config.total_steps:
             seconds, waits = np.sum(self.window, axis=0)
@@ -65,19 +101,32 @@ class Watch:
             if text:
                 self.progress.note(f"WARNING at step {step + 1}: {text}")
 
-    def _check(self, step, metrics, index):
-        bad = [name for name in metrics if not math.isfinite(metrics[name])]
-        if not bad:
-            return
+    def _nonfinite(self, step, metrics, bad, tensor, index, data_state):
+        """Counts a step that was skipped; raises NonFinite where it was not, or too many were."""
         terms = [name for name in bad if name.startswith("loss_")] or bad
-        names = [self.source.example_name(int(i)) for i in local_values(index)]
-        raise NonFinite(
-            f"{', '.join(f'{n} is {metrics[n]}' for n in terms)} at step {step}, on images "
-            f"{', '.join(names)}. Nothing of it was saved: the newest checkpoint is good. Lower "
-            "config.optimizer.learning_rate, or look at these images.")
+        seen = ", ".join(f"{name} is {metrics[name]}" for name in terms) or \
+            f"{tensor} is no number"
+        images = ", ".join(self.source.example_name(int(i)) for i in local_rows(index))
+        text = f"{seen} at step {step}, on images {images}."
+        text += f" The first tensor that is no number: {tensor}." if tensor and bad else ""
+        if self.config.nonfinite.policy == "skip":
+            self.skipped_steps += 1
+            self.skipped_in_a_row += 1
+            self.writer.write(step + 1, {"skipped_steps": self.skipped_steps})
+            self.progress.note(f"WARNING: skipped step {step} ({self.skipped_steps} so far): "
+                               f"{text}")
+            if self.skipped_in_a_row < self.config.nonfinite.most:
+                return
+            text += (f" That makes {self.skipped_in_a_row} steps in a row that were skipped "
+                     "(config.nonfinite.most).")
+        text += (" Nothing of it was saved: the newest checkpoint is good. Lower "
+                 "config.optimizer.learning_rate, or look at these images")
+        text += ("; config.nonfinite.policy=skip or rollback goes on without such steps."
+                 if self.config.nonfinite.policy == "stop" else ".")
+        raise NonFinite(text, step, data_state)
 
     def _name_skipped(self, skipped):
-        for index in set(local_values(skipped).tolist()) - self.skipped - {-1}:
+        for index in set(local_rows(skipped).tolist()) - self.skipped - {-1}:
             self.skipped.add(index)
             print(f"\nskipped {self.source.example_name(index)}: unreadable "
                   f"({len(self.skipped)} so far)", file=sys.stderr)
@@ -116,7 +165,3 @@ class _CollapseWatch:
                 f"{'; '.join(signs[name] for name in due)} (mean of {steps} steps). "
                 f"{advice(self._config)}")
 
-
-def local_values(array):
-    """This process's part of a sharded vector, as numpy."""
-    return np.concatenate([np.asarray(s.data) for s in array.addressable_shards])

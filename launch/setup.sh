@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by the launchers: makes a virtual environment in the checkout and installs the package.
 # FS4_VENV puts it elsewhere. Installs again only when pyproject.toml or the wanted extras change.
 

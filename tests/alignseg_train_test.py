@@ -4,7 +4,9 @@ import contextlib
 import importlib.util
 import io
 import json
+import os
 import pathlib
+import signal
 import tempfile
 from unittest import mock
 
@@ -16,16 +18,9 @@ from PIL import Image
 from fs4_jax import run, train
 from fs4_jax.predict import predict
 from fs4_jax.sharding import make_mesh
+from tests.fast_compiles import setUpModule, tearDownModule  # noqa: F401
 from tests.methods.alignseg_test import small_config
 from tests.train_test import quietly, restored, write_folder
-
-
-def setUpModule():
-    jax.config.update("jax_disable_most_optimizations", True)     # few steps: compile fast
-
-
-def tearDownModule():
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def tiny_config():
@@ -38,22 +33,16 @@ def tiny_config():
     return config
 
 
-class StopAfter:
-    """In the place of `train.StopSignals`: asks to stop when it is looked at for the n-th time."""
+def stopped_at(step):
+    """SIGTERM before a step."""
+    due = train._evaluation_due
 
-    def __init__(self, looks):
-        self._looks = looks
+    def asked(config, now, *arguments):
+        if now == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return due(config, now, *arguments)
 
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *exc):
-        pass
-
-    @property
-    def requested(self):
-        self._looks -= 1
-        return "SIGTERM" if self._looks <= 0 else ""
+    return mock.patch.object(train, "_evaluation_due", asked)
 
 
 class AlignSegTrainTest(absltest.TestCase):
@@ -78,7 +67,7 @@ class AlignSegTrainTest(absltest.TestCase):
         self.enterContext(mock.patch.object(run, "make_mesh", lambda settings: one))
         folder = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
         config, parts, whole = tiny_config(), folder / "parts", folder / "whole"
-        with mock.patch.object(train, "StopSignals", lambda: StopAfter(3)):
+        with stopped_at(1):
             status, output = quietly(train.train, config, parts)
         self.assertEqual(status, train.EXIT_INTERRUPTED, output)
         self.assertFalse((parts / "eval.json").exists())

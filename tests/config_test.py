@@ -8,8 +8,15 @@ import tempfile
 
 from absl.testing import absltest, parameterized
 
-from fs4_jax.config import (ConfigError, check_config, default_config, evaluation_config, flatten,
-                            recall_config, remember_config)
+from fs4_jax.config import (
+    ConfigError,
+    default_config,
+    evaluation_config,
+    flatten,
+    recall_config,
+    remember_config,
+)
+from fs4_jax.config_checks import check_config
 
 _ROOT = pathlib.Path(__file__).resolve().parents[1]
 

@@ -21,7 +21,9 @@ LAYERS = (
      "evaluation.confusion", "evaluation.matching", "evaluation.per_image", "evaluation.objects",
      "evaluation.protocols", "evaluation.upsample", "evaluation.floors", "evaluation.collapse",
      "evaluation.geometry", "evaluation.readout", "evaluation.probe", "evaluation.knn",
-     "evaluation.tally", "sharding", "optimizer", "metrics", "config"},
+     "evaluation.tally", "evaluation.regions", "sharding", "optimizer", "metrics", "config",
+     "config_checks", "config_files", "onnx_graph", "onnx_rules", "distributed", "compile_cache", "nonfinite",
+     "stopping", "batch_log"},
     # L1: models, losses, sources of images
     {"models", "models.position", "models.block_ops", "models.transformer", "models.vit",
      "models.architecture", "models.weight_files", "models.weight_names", "models.encoder_files",
@@ -33,20 +35,22 @@ LAYERS = (
      "data", "data.images", "data.folder", "data.stored", "data.cocostuff", "data.voc",
      "data.scribblesup", "data.cityscapes", "data.potsdam", "data.camvid", "data.scenes",
      "data.views", "data.crops", "data.aligned_crops", "data.scribbles", "data.strokes",
-     "data.labelled_crop", "state"},
+     "data.labelled_crop", "data.whole_images", "data.inputs", "data.tiles", "state"},
     # L2: files and pictures
     {"data.sources", "data.pipeline", "data.build", "data.cocostuff_tfds", "checkpoint",
-     "evaluation.pictures", "evaluation.report", "evaluation.report_charts",
+     "cluster_names", "evaluation.pictures", "evaluation.report", "evaluation.report_charts",
      "evaluation.report_training"},
     # L3: the step and the methods
     {"train_step", "accumulation", "methods", "methods.base", "methods.fs4", "methods.dino",
      "methods.alignseg", "methods.scribble", "methods.fs4_fit"},
     # L4: what runs
     {"run", "token_cache", "watch", "train", "evaluator", "eval_fits", "eval_scores",
-     "token_probes", "evaluate", "program_cost", "dry_run", "errors"},
+     "token_probes", "evaluate", "program_cost", "dry_run", "errors",
+     "segmenter", "standalone", "predictions", "predict_loop",
+     "viewer", "viewer.gallery", "viewer.server", "viewer.page"},
     # L5: commands
-    {"main", "predict", "models.features", "models.weights", "evaluation.score", "data.prepare",
-     "clustering.choose_k"},
+    {"main", "predict", "export", "view", "models.features", "models.weights", "evaluation.score",
+     "data.prepare", "clustering.choose_k"},
 )
 LAYER_OF = {module: level for level, modules in enumerate(LAYERS) for module in modules}
 

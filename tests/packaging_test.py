@@ -1,11 +1,15 @@
 """What is shipped: a light import, no heavy dependency, launchers that say what they would do."""
 
+import contextlib
 import pathlib
 import subprocess
 import sys
+import tempfile
 import tomllib
 
 from absl.testing import absltest, parameterized
+
+from fs4_jax import config_files
 
 _ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -42,6 +46,28 @@ class PackagingTest(parameterized.TestCase):
              "--config.num_cluster=3"], cwd=_ROOT, text=True, capture_output=True)
         self.assertNotEqual(result.returncode, 0)
         self.assertIn('"num_clusters"', result.stderr + result.stdout)
+
+    def test_every_folder_is_shipped_and_the_configs_too(self):
+        setuptools = tomllib.loads((_ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+        folders = {".".join(path.parent.relative_to(_ROOT).parts)
+                   for path in (_ROOT / "fs4_jax").rglob("__init__.py")}
+        self.assertEqual(set(setuptools["packages"]), folders | {"fs4_jax.configs"})
+        self.assertEqual(setuptools["package-dir"], {"fs4_jax.configs": "configs"})
+
+    def test_configs_are_found_from_anywhere(self):
+        with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+            demo = str(_ROOT / "configs/demo.py")
+            for given, found in (
+                    ("demo", demo), ("configs/demo.py", demo), ("demo.py:a", f"{demo}:a"),
+                    ("mine/demo.py", "mine/demo.py"), ("other", "other")):
+                self.assertEqual(config_files.find_config(given), found)
+            pathlib.Path("demo.py").touch()
+            self.assertEqual(config_files.find_config("demo.py:a"), "demo.py:a")     # one's own
+            self.assertEqual(
+                config_files.with_shipped_configs(["x", "--config", "demo", "--config.seed=1"]),
+                ["x", "--config", demo, "--config.seed=1"])
+            with self.assertRaisesRegex(SystemExit, "no such file, .*camvid, .*demo, folder"):
+                config_files.with_shipped_configs(["x", "--config=demi"])
 
     @parameterized.parameters("demo.sh", "test.sh")
     def test_launchers(self, name):

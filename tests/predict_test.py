@@ -8,18 +8,24 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from unittest import mock
 
 import numpy as np
 from absl.testing import absltest, parameterized
 from PIL import Image
 
-from fs4_jax import predict as predict_lib
-from fs4_jax import train
+from fs4_jax import predictions, train
+from fs4_jax.cluster_names import MaskClasses
 from fs4_jax.config import ConfigError
 from fs4_jax.data.folder import DataError
 from fs4_jax.evaluation.pictures import overlay, palette
 from fs4_jax.predict import predict
 from tests.train_test import quietly, tiny_config
+
+try:
+    import pycocotools.mask as coco
+except ImportError:
+    coco = None
 
 _ROOT = pathlib.Path(__file__).resolve().parents[1]
 _SIZES = {"a": (40, 70), "sub/b c": (64, 48), "sub/deep/large": (300, 520)}
@@ -65,6 +71,15 @@ def read_ids(out, stem):
         return np.asarray(mask)
 
 
+def contents(out):
+    """{path: bytes} of all files."""
+    return {str(p.relative_to(out)): p.read_bytes() for p in out.rglob("*") if p.is_file()}
+
+
+def times(folder):
+    return {p.name: p.stat().st_mtime_ns for p in folder.iterdir()}
+
+
 class PredictTest(parameterized.TestCase):
 
     @classmethod
@@ -79,9 +94,10 @@ class PredictTest(parameterized.TestCase):
         cls.images = cls.dir / "images"
         write_images(cls.images)
 
-    def predict(self, workdir, out, images=None):
+    def predict(self, workdir, out, images=None, **options):
         with contextlib.redirect_stderr(io.StringIO()) as errors:
-            done, output = quietly(predict, workdir, images or self.images, out)
+            done, output = quietly(
+                lambda: predict(workdir, images or self.images, out, **options))
         return done, output, errors.getvalue()
 
     @parameterized.parameters("labelled", "unlabelled")
@@ -106,7 +122,7 @@ class PredictTest(parameterized.TestCase):
         with Image.open(out / "contact_sheet.jpg") as sheet:
             self.assertGreater(min(sheet.size), 200)
         written = sorted(str(p.relative_to(out)) for p in out.rglob("*") if p.is_file())
-        self.assertLen(written, 8)      # and no half-written ones
+        self.assertLen(written, 9)      # with predict.json, and no half-written ones
 
     def test_ids_are_classes_where_labels_were_scored(self):
         scores = json.loads((self.dir / "labelled" / "eval.json").read_text())
@@ -129,11 +145,11 @@ class PredictTest(parameterized.TestCase):
     def test_a_mask_does_not_depend_on_tiles_or_on_the_batch(self):
         workdir = self.dir / "unlabelled"
         self.predict(workdir, self.dir / "tiles")
-        tile, predict_lib._TILE = predict_lib._TILE, 640
+        tile, predictions._TILE = predictions._TILE, 640
         try:
             self.predict(workdir, self.dir / "whole", self.images / "sub")
         finally:
-            predict_lib._TILE = tile
+            predictions._TILE = tile
         for stem in ("sub/b c", "sub/deep/large"):
             ids = read_ids(self.dir / "tiles", stem)
             alone = read_ids(self.dir / "whole", stem.removeprefix("sub/"))
@@ -143,7 +159,8 @@ class PredictTest(parameterized.TestCase):
         rng = np.random.default_rng(0)
         image = rng.integers(0, 255, (600, 20, 3)).astype(np.uint8)
         label = np.repeat(rng.integers(0, 3, (300, 20)), 2, axis=0).astype(np.uint8)
-        writer = predict_lib._Writer(range(1), self.dir, np.arange(3, dtype=np.uint8), "abc")
+        classes = MaskClasses(np.arange(3, dtype=np.uint8), list("abc"), "")
+        writer = predictions.Predictions(range(1), self.dir / "bands", classes, ("masks",), plan={})
         np.testing.assert_array_equal(writer._overlay(image, label),
                                       overlay(image, label, palette(3)))
 
@@ -165,6 +182,71 @@ class PredictTest(parameterized.TestCase):
         mask.write_bytes(b"old")
         self.predict(self.dir / "unlabelled", out)
         self.assertEqual(read_ids(out, "a").shape, _SIZES["a"])
+
+    def test_an_interrupted_run_goes_on_and_ends_with_the_same_bytes(self):
+        kinds = ["masks", "overlays", "probabilities"] + (["polygons"] if coco else [])
+        workdir, images = self.dir / "labelled", self.dir / "set" / "images"
+        options = dict(images=images, kinds=kinds, batch_size=8)
+        whole, parts = self.dir / "whole run", self.dir / "run in parts"
+        self.predict(workdir, whole, **options)
+        write, written = predictions.Predictions.write, []
+
+        def write_some(self, index, *answer):
+            if len(written) == 3:
+                raise KeyboardInterrupt
+            written.append(index)
+            write(self, index, *answer)
+
+        with mock.patch.object(predictions.Predictions, "write", write_some), \
+                self.assertRaises(KeyboardInterrupt):
+            self.predict(workdir, parts, **options)
+        self.assertFalse((parts / "classes.json").exists())
+        done, _, errors = self.predict(workdir, parts, **options)
+        self.assertEqual(done, 9)
+        self.assertRegex(errors, "[1-8] of 9 images are done already")
+        self.assertEqual(contents(parts), contents(whole))
+        with self.subTest("nothing is done twice"):
+            before = times(parts / "masks")
+            _, _, errors = self.predict(workdir, parts, **options)
+            self.assertIn("9 of 9 images are done already", errors)
+            self.assertEqual(times(parts / "masks"), before)
+            self.assertEqual(contents(parts), contents(whole))
+        with self.subTest("a changed image, and a new one, are done"):
+            (images / "0.png").touch()
+            self.predict(workdir, parts, **options)
+            changed = {k for k, when in times(parts / "masks").items() if when != before[k]}
+            self.assertEqual(changed, {"0.png"})
+        with self.subTest("other settings: everything anew"):
+            self.predict(workdir, parts, **{**options, "tile": 40})
+            self.assertTrue(all(when != before[name]
+                                for name, when in times(parts / "masks").items()))
+        with np.load(whole / "probabilities" / "0.npz") as file:
+            total = file["probabilities"].astype(np.float32).sum(-1)
+            np.testing.assert_allclose(total, np.ones_like(total), atol=5e-3)
+            np.testing.assert_array_equal(file["size"], (48, 48))
+        if coco:
+            told = json.loads((whole / "annotations.json").read_text())
+            self.assertEqual([x["file_name"] for x in told["images"]],
+                             [f"{i}.png" for i in range(9)])
+            self.assertEqual(sum(x["area"] for x in told["annotations"]), 9 * 48 * 48)
+            self.assertEqual([x["id"] for x in told["annotations"]],
+                             list(range(1, 1 + len(told["annotations"]))))
+
+    def test_one_large_image_in_tiles_refined(self):
+        file = self.images / "sub" / "deep" / "large.jpg"
+        for name, options in (("whole", {}), ("tiles", dict(tile=96)), ("crf", dict(crf=True))):
+            out = self.dir / f"large {name}"
+            done, _, _ = self.predict(self.dir / "labelled", out, file, batch_size=8,
+                                      kinds=("masks", "probabilities"), **options)
+            self.assertEqual(done, 1)
+            self.assertEqual(read_ids(out, "large").shape, (300, 520))
+            with np.load(out / "probabilities" / "large.npz") as answer:
+                grid, extent = answer["probabilities"].shape[:2], answer["extent"]
+            # The images are seen at 32 pixels: 4 tokens to a side of a tile, which is 96 pixels.
+            expected = {"tiles": ((14, 22), (14 * 24, 22 * 24))}.get(name)
+            if expected:
+                self.assertEqual((grid, tuple(extent)), expected)
+            self.assertFalse((out / "overlays").exists())
 
     def test_a_workdir_trained_on_other_devices(self):
         workdir = self.dir / "other mesh"

@@ -1,15 +1,12 @@
-"""The loop as a whole: a resumed run ends with the bits of an undisturbed one, faults are named."""
+"""The loop as a whole: what it leaves behind, and that faults are named (kills: reliability/)."""
 
 import contextlib
 import io
 import json
-import os
 import pathlib
-import signal
 import subprocess
 import sys
 import tempfile
-import time
 from unittest import mock
 
 import jax
@@ -24,16 +21,6 @@ from fs4_jax.data.folder import DataError, UnreadableImage
 from fs4_jax.run import prepare
 from fs4_jax.watch import NonFinite
 from tests.shared import shared_path
-
-_ROOT = pathlib.Path(__file__).resolve().parents[1]
-
-# The child of the kill test: the same tiny run, in a process of its own.
-_CHILD = """
-import sys
-from tests.train_test import tiny_config
-from fs4_jax import train
-sys.exit(train.train(tiny_config(total_steps=int(sys.argv[2])), sys.argv[1]))
-"""
 
 
 def tiny_config(**changes):
@@ -59,7 +46,7 @@ def restored(config, workdir):
     """The state in a workdir's newest checkpoint, on the host."""
     run = prepare(config, trained_in=workdir)
     with Checkpoints(workdir) as checkpoints:
-        state = checkpoints.restore(run.abstract_state())
+        state, _ = checkpoints.restore(run.abstract_state())
     keys = jax.random.key_data(state.key)
     return jax.device_get((state.step, keys, state.params, state.opt_state, state.teacher,
                            state.extra))
@@ -93,49 +80,6 @@ class TrainTest(absltest.TestCase):
         for path, x in jax.tree_util.tree_leaves_with_path(a):
             y = dict(jax.tree_util.tree_leaves_with_path(b))[path]
             np.testing.assert_array_equal(x, y, err_msg=jax.tree_util.keystr(path))
-
-    def child(self, workdir, steps):
-        return subprocess.Popen([sys.executable, "-c", _CHILD, str(workdir), str(steps)],
-                                cwd=_ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                                text=True, env=os.environ | {
-                                    "JAX_PLATFORMS": "cpu",
-                                    "XLA_FLAGS": "--xla_force_host_platform_device_count=1"})
-
-    def wait_for_step(self, child, workdir, step):
-        deadline = time.time() + 240
-        while not (workdir / "checkpoints" / str(step)).exists():
-            self.assertIsNone(child.poll(), "the run ended before it was disturbed")
-            self.assertLess(time.time(), deadline, "no checkpoint within four minutes")
-            time.sleep(0.05)
-
-    def test_killed_and_stopped_runs_resume_to_the_same_bits(self):
-        whole, disturbed = self.dir / "whole", self.dir / "disturbed"
-        undisturbed = self.child(whole, 30)
-        self.assertEqual(undisturbed.wait(), 0, undisturbed.stdout.read())
-
-        killed = self.child(disturbed, 30)
-        self.wait_for_step(killed, disturbed, 4)
-        killed.kill()
-        killed.communicate()
-
-        stopped = self.child(disturbed, 30)
-        while "step" not in (line := stopped.stdout.readline()):
-            self.assertIsNone(stopped.poll(), line)
-        stopped.send_signal(signal.SIGTERM)
-        output, _ = stopped.communicate(timeout=120)
-        self.assertEqual(stopped.returncode, train.EXIT_INTERRUPTED, output)
-        self.assertIn("stopped by SIGTERM", output)
-        self.assertFalse((disturbed / "report.html").exists())
-
-        last = self.child(disturbed, 30)
-        output, _ = last.communicate(timeout=240)
-        self.assertEqual(last.returncode, 0, output)
-        self.assertIn("resuming from step", output)
-        config = tiny_config(total_steps=30)
-        self.assert_same_bits(restored(config, whole), restored(config, disturbed))
-        steps = [json.loads(line)["step"] for line in
-                 (disturbed / "metrics.jsonl").read_text().splitlines() if "loss" in line]
-        self.assertEqual(steps, list(range(1, 31)))       # none doubled, none lost
 
     def test_end_of_a_run(self):
         config = tiny_config()
@@ -205,9 +149,10 @@ class TrainTest(absltest.TestCase):
 
     def test_a_loss_that_is_no_number(self):
         config = tiny_config(total_steps=8)
-        config.optimizer.learning_rate = float("inf")
+        config.optimizer.learning_rate = 1e38
         config.optimizer.warmup_steps = 3
-        with self.assertRaisesRegex(NonFinite, r"is nan at step \d.*scene_train_"):
+        with self.assertRaisesRegex(
+                NonFinite, r"is (nan|inf) at step \d, on images .*scene_train_"):
             quietly(train.train, config, self.dir)
         with Checkpoints(self.dir) as checkpoints:
             newest = checkpoints.latest

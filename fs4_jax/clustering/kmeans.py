@@ -122,7 +122,7 @@ def _lloyd(x, centroids, num_iters, spherical, weight):
         def repair():
             # Whoever is not valid lies nearer than anyone.
             distance = jnp.where(weight > 0, distances_to(x, centroids, labels), -1.0)
-            return fill_empty(mean, counts, x[jax.lax.top_k(distance, num_clusters)[1]])
+            return fill_empty(mean, counts, x[_highest(distance, num_clusters)])
 
         mean = jax.lax.cond(jnp.min(counts) == 0, repair, lambda: mean)
         return unit_length(mean) if spherical else mean
@@ -192,6 +192,22 @@ def _by_blocks(function, dtype, width, *arrays):
 
     out = jnp.zeros((runs, length), dtype)
     return jax.lax.fori_loop(0, -(-length // size), block, out).reshape(n)
+
+
+def _highest(values, number):
+    """Indices of the highest of values [n], the first of equal ones first: `jax.lax.top_k`'s.
+
+    Found among those of each device's rows, so that only these travel.
+    """
+    runs = math.gcd(len(values), jax.device_count())
+    length = len(values) // runs
+    if runs == 1 or length <= number:
+        return jax.lax.top_k(values, number)[1]
+    # Sorted, for XLA gathers all rows of a top_k on every device, and those of a sort it leaves.
+    place = jnp.arange(len(values)).reshape(runs, length)
+    low, place = (part[:, :number].reshape(-1) for part in jax.lax.sort(
+        (-values.reshape(runs, length), place), dimension=1, num_keys=1))
+    return place[jax.lax.top_k(-low, number)[1]]
 
 
 def sums_and_counts(x, labels, weight, num_clusters):

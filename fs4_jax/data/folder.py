@@ -114,6 +114,11 @@ class PairSource:
         """The stem of example i."""
         return self._stems[i]
 
+    def files(self, i):
+        """Paths that example i is read from: its image's and, if there are labels, its mask's."""
+        files = (self._images[i], self._labels[i]) if self._labels else (self._images[i],)
+        return [getattr(file, "path", file) for file in files]
+
     def size(self, i):
         """(height, width) of image i, from its header; UnreadableImage."""
         return self._image_size(self._images[i])

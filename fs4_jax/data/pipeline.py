@@ -2,9 +2,8 @@
 
 import collections
 import concurrent.futures
-import functools
 import itertools
-import math
+import zlib
 
 import grain
 import jax
@@ -13,7 +12,7 @@ from absl import flags
 
 from fs4_jax.data.images import DataError, UnreadableImage
 from fs4_jax.data.sources import make_source as make_source     # who makes batches makes both
-from fs4_jax.data.views import resize_image
+from fs4_jax.data.whole_images import WholeImages, image_of
 from fs4_jax.evaluation.confusion import IGNORE_LABEL
 
 _ASPECTS = ((1, 2), (9, 16), (3, 4), (1, 1), (4, 3), (16, 9), (2, 1))     # height : width
@@ -28,7 +27,7 @@ def train_dataset(source, make_views, *, seed, batch_size, num_workers=0, proces
     """Endless shuffled batches of views, as a grain IterDataset.
 
     Every example is a function of (seed, its place in the order) and nothing else, so batches do
-    not depend on the workers, and `process_count` processes together draw what one would. The
+    not depend on the workers, and `process_count` processes together make those of one. The
     shuffle is global and another in every epoch. An image that can not be read is replaced by the
     next readable one, and reported. The iterator's state is one integer.
 
@@ -43,8 +42,9 @@ def train_dataset(source, make_views, *, seed, batch_size, num_workers=0, proces
       prefetch: batches made ahead of their use (in each worker).
 
     Returns:
-      Batches of numpy arrays: what `make_views` returns, "index" int32 [b] of the image used and
-      "skipped" int32 [b], the unreadable one asked for, or -1.
+      Batches of numpy arrays: what `make_views` returns, "index" int32 [b] of the image used,
+      "skipped" int32 [b], the unreadable one asked for, or -1, and "hash" uint32 [b] of "index"
+      and every byte of the views.
     """
     if batch_size % process_count:
         raise DataError(f"config.batch_size={batch_size} is no multiple of the {process_count} "
@@ -98,7 +98,8 @@ class _MakeViews(grain.transforms.RandomMap):
             views = self._make_views(seen[0], rng, *seen[1:])
         except DataError as error:
             raise DataError(f"{self._source.example_name(i)}: {error}") from error
-        return views | {"index": np.int32(i), "skipped": np.int32(-1 if i == index else index)}
+        return views | {"index": np.int32(i), "skipped": np.int32(-1 if i == index else index),
+                        "hash": _hash_of(i, views)}
 
     def _readable(self, index):
         for i in itertools.chain(range(index, len(self._source)), range(index)):
@@ -107,6 +108,37 @@ class _MakeViews(grain.transforms.RandomMap):
             except UnreadableImage as error:
                 reason = error
         raise DataError(f"none of the {len(self._source)} images can be read; the last: {reason}")
+
+
+class _Rows(grain.MapDataset):
+    """One process's rows of the batches of an endless dataset, from example `first` on.
+
+    The rows of a batch lie beside each other in its order, so that batches are the same, row by
+    row, whatever the number of processes.
+    """
+
+    def __init__(self, examples, first, batch_size, process_index, process_count):
+        super().__init__(examples)
+        self.size = batch_size // process_count
+        self._examples, self._batch_size = examples, batch_size
+        self._first = first + process_index * self.size
+
+    def __len__(self):
+        return len(self._examples)
+
+    def __getitem__(self, i):
+        if isinstance(i, slice):
+            return self.slice(i)
+        batch, row = divmod(i, self.size)
+        return self._examples[self._first + batch * self._batch_size + row]
+
+
+def _hash_of(index, views):
+    """CRC-32 of an example's number and bytes."""
+    code = zlib.crc32(int(index).to_bytes(8, "little"))
+    for key in sorted(views):
+        code = zlib.crc32(np.ascontiguousarray(views[key]).reshape(-1).view(np.uint8), code)
+    return np.uint32(code)
 
 
 class _Batches(grain.IterDataset):
@@ -128,8 +160,9 @@ class _Batches(grain.IterDataset):
 
     def start(self, first):
         """A grain iterator whose first batch begins with example `first` of all processes."""
-        local = self._examples[first + self._process_index::self._process_count]
-        size = self.batch_size // self._process_count
+        local = _Rows(self._examples, first, self.batch_size, self._process_index,
+                      self._process_count)
+        size = local.size
         if self._num_workers == 0:      # single examples in threads, so that a batch comes soonest
             options = grain.ReadOptions(_THREADS, max(_THREADS, self._prefetch * size))
             return iter(local.to_iter_dataset(options).batch(size, drop_remainder=True))
@@ -200,82 +233,72 @@ def eval_shape(height, width, image_size, patch):
 
 
 def eval_batches(source, *, batch_size, image_size, patch, on_unreadable="raise",
-                 with_labels=True, skipped=None):
+                 with_labels=True, skipped=None, wanted=None, process_index=0, process_count=1):
     """Every image once, whole, in batches of one shape; the last batch of a shape is padded.
 
     Images of one shape keep their order. Threads decode the next batches while one is used; no
-    more than three are held.
+    more than three are held. Several processes make the same batches as one, each its own rows;
+    an image that one of them can not read is left out, or raised, by all.
 
     Args:
-      source: see `make_source`. batch_size: images a batch.
+      source: see `make_source`. batch_size: images a batch, over all processes.
       image_size, patch: as for `eval_shape`.
       on_unreadable: "raise" raises UnreadableImage; "skip" leaves the image out.
       with_labels: False leaves labels unread.
       skipped: a list that takes (name, reason) of each image left out.
+      wanted: a function of a batch's indices; those that it is false for are left out, unread.
+      process_index, process_count: this process's share; `distributed.gather` asks the others.
 
     Yields:
-      dict of numpy arrays: "image" uint8 [b, H, W, 3]; "label" uint8 [b, Hl, Wl] at the labels'
-      own size, padded with 255 (no such key without labels); "size" int32 [b, 2], each label's
-      (or image's) own height and width; "index" int32 [b], -1 in padding rows.
+      dict of numpy arrays, this process's b rows of the batch: "image" uint8 [b, H, W, 3]; "label"
+      uint8 [b, Hl, Wl] at the labels' own size, padded with 255 (no such key without labels);
+      "size" int32 [b, 2], each label's (or image's) own height and width; "index" int32 [b], -1
+      in padding rows.
     """
-    if on_unreadable not in ("raise", "skip"):
-        raise ValueError(f"on_unreadable is {on_unreadable!r}; choose raise or skip")
+    if batch_size % process_count:
+        raise ValueError(f"batch_size={batch_size} is no multiple of {process_count} processes")
     with_labels = with_labels and source.num_classes > 0
-    left_out = [] if skipped is None else skipped
-
-    def attempt(function, i):
-        try:
-            return i, function(i)
-        except UnreadableImage as error:
-            return i, error
-
-    def readable(results):
-        for i, result in results:
-            if not isinstance(result, UnreadableImage):
-                yield i, result
-            elif on_unreadable == "raise":
-                raise result
-            else:
-                left_out.append((source.example_name(i), str(result)))
-
-    def load(i, shape):
-        example = source[i] if with_labels else {"image": image_of(source, i)}
-        image, label = example["image"], example.get("label")
-        # Not the whole example: a batch of full photographs would fill the memory.
-        return resize_image(image, shape), (image if label is None else label).shape[:2], label
-
+    images = WholeImages(source, with_labels=with_labels, on_unreadable=on_unreadable,
+                         left_out=[] if skipped is None else skipped,
+                         process_index=process_index, process_count=process_count)
+    rows = batch_size // process_count
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
         groups = {}
-        sizes = pool.map(functools.partial(attempt, source.size), range(len(source)))
-        for i, size in readable(sizes):
+        for i, size in images.sizes(pool):
             groups.setdefault(eval_shape(*size, image_size, patch), []).append(i)
-        queue = ((shape, [pool.submit(attempt, functools.partial(load, shape=shape), i)
-                          for i in indices[first:first + batch_size]])
+        parts = ((shape, indices[first + process_index * rows:][:rows])
                  for shape, indices in groups.items()
-                 for first in range(0, len(indices), batch_size))
+                 for first in range(0, len(indices), batch_size)
+                 if wanted is None or wanted(indices[first:first + batch_size]))
+        queue = ((shape, [pool.submit(images.load, i, shape) for i in part])
+                 for shape, part in parts)
         ahead = collections.deque(itertools.islice(queue, 2))
         try:
             while ahead:
                 shape, futures = ahead.popleft()
-                loaded = list(readable(future.result() for future in futures))
+                loaded, number, largest = images.agreed(
+                    [future.result() for future in futures], shape, rows)
                 del futures     # they hold their results
                 ahead.extend(itertools.islice(queue, 1))
-                if loaded:
-                    yield _collate(loaded, shape, batch_size, with_labels)
+                if number:
+                    yield _collate(loaded, shape, rows, largest if with_labels else None)
         finally:
             pool.shutdown(cancel_futures=True)
 
 
-def _collate(loaded, shape, batch_size, with_labels):
-    """A full batch of [(index, (image, size, label or None))]; padding never votes."""
+def _collate(loaded, shape, batch_size, largest):
+    """A full batch of [(index, (image, size, label or None))]; padding never votes.
+
+    largest: of all labels of the batch, (height, width); None: there are no labels.
+    """
     image = np.zeros((batch_size, *shape, 3), np.uint8)
     size = np.ones((batch_size, 2), np.int32)
     index = np.full(batch_size, -1, np.int32)
     for row, (i, (resized, own_size, _)) in enumerate(loaded):
         image[row], size[row], index[row] = resized, own_size, i
     batch = {"image": image, "size": size, "index": index}
-    if with_labels:
-        height, width = -(-size.max(0) // _BUCKET) * _BUCKET
+    if largest is not None:
+        height, width = -(-largest // _BUCKET) * _BUCKET
         batch["label"] = np.full((batch_size, height, width), IGNORE_LABEL, np.uint8)
         for row, (_, (_, (h, w), label)) in enumerate(loaded):
             batch["label"][row, :h, :w] = label
@@ -288,10 +311,3 @@ def seen_of(source, i, make_views):
         example = source[i]
         return example["image"], example["label"]
     return (image_of(source, i, make_views.least_side),)
-
-
-def image_of(source, i, at_least=None):
-    """Image i of a source; its label stays unread where the source knows how."""
-    if hasattr(type(source), "image"):
-        return source.image(i, at_least=at_least)
-    return source[i]["image"]

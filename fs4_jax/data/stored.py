@@ -187,9 +187,14 @@ class StoredFile:
     field: str
     stem: str
 
+    @property
+    def path(self):
+        """The shard it lies in."""
+        return self.shards.path_of(self.index)
+
     def read_bytes(self):
         """The bytes of the original file; OSError, RuntimeError or ValueError."""
         return decode(self.shards[self.index])[self.field]
 
     def __str__(self):
-        return f"{self.shards.path_of(self.index)}, {self.field} of {self.stem}"
+        return f"{self.path}, {self.field} of {self.stem}"

@@ -119,6 +119,24 @@ def overlay(image, label, palette, alpha=0.5):
     return np.round(picture).astype(np.uint8)
 
 
+def colour_tokens(tokens):
+    """What lies apart in tokens, as colours: their first three principal components.
+
+    Args:
+      tokens: float [n, h, w, d] of n images, d >= 3; the components are of all of them.
+
+    Returns:
+      uint8 [n, h, w, 3].
+    """
+    flat = np.asarray(tokens, np.float64).reshape(-1, np.shape(tokens)[-1])
+    flat = flat - flat.mean(0)
+    _, vectors = np.linalg.eigh(flat.T @ flat)
+    components = flat @ vectors[:, :-4:-1]
+    low, high = np.percentile(components, (1, 99), axis=0)
+    colours = np.clip((components - low) / np.maximum(high - low, 1e-12), 0, 1)
+    return np.round(255 * colours).astype(np.uint8).reshape(*np.shape(tokens)[:-1], 3)
+
+
 def encode_indexed_png(label, palette):
     """An 8-bit PNG, as bytes, whose pixel values are the ids; see `save_indexed_png`."""
     label = np.asarray(label)

@@ -55,7 +55,9 @@ def write_report(path, *, title, config, history, evaluation, pictures, clusters
       evaluation: dict as in eval.json (percents; `confusion` is raw, clusters x classes;
         `matching` the class or -1 of each cluster), None without labels: no scores are shown.
       pictures: list of Picture.
-      clusters: {"share": [k], "mean_colour": [k][3], "names": [k]} or None.
+      clusters: {"share": [k], "mean_colour": [k][3], and what people said of them, if they did:
+        "names": {cluster: name}, "merged": {cluster: the one that it is shown as}} or None. Scores
+        and counts are of the clusters before that.
       environment: dict of name -> value: versions, devices, commit, command.
       failures: Pictures of the images with the lowest accuracy, worst first.
 
@@ -93,10 +95,13 @@ def write_report(path, *, title, config, history, evaluation, pictures, clusters
 class _Key:
     """What colours and names mean: classes first, then the clusters that have no class.
 
-    names: of each colour. of_cluster: int [num_clusters], the colour of each cluster.
+    names: of each colour. of_cluster: int [num_clusters], the colour of each cluster as it was
+    matched. shown: the same with people's merges. given: people's names, {cluster: name}.
     """
     names: list
     of_cluster: np.ndarray
+    shown: np.ndarray
+    given: dict
     num_classes: int
     palette: np.ndarray
 
@@ -120,13 +125,27 @@ class _Key:
         matching = np.array(matching + [-1] * (num_clusters - len(matching)), np.int64)
         free = np.flatnonzero(matching < 0)
         matching[free] = num_classes + np.arange(len(free))
-        given = [str(n) for n in (clusters or {}).get("names", ())]
-        names += [given[i] if i < len(given) else f"cluster {i}" for i in free]
-        return cls(names, matching, num_classes, paint.palette(max(1, len(names))))
+        given, shown = (clusters or {}).get("names", {}), matching.copy()
+        for cluster, into in (clusters or {}).get("merged", {}).items():
+            shown[cluster] = matching[into]
+        names += [given.get(i, f"cluster {i}") for i in free]
+        return cls(names, matching, shown, given, num_classes, paint.palette(max(1, len(names))))
 
-    def paint_clusters(self, prediction):
-        """Colour ids int64 of cluster ids; -1 where there is none."""
-        return np.append(self.of_cluster, -1)[np.maximum(np.asarray(prediction, np.int64), -1)]
+    def paint_clusters(self, prediction, colours):
+        """Colour ids int64 of cluster ids, by `of_cluster` or `shown`; -1 where there is none."""
+        return np.append(colours, -1)[np.maximum(np.asarray(prediction, np.int64), -1)]
+
+    def told_of(self, i):
+        """A cluster as people call it."""
+        if i not in self.given:
+            return f"cluster {i}"
+        return f"cluster {i}, “{self.given[i]}”"
+
+    @property
+    def legend(self):
+        """The colours that pictures have: classes, and clusters that are shown as themselves."""
+        return [*range(self.num_classes),
+                *sorted({int(c) for c in self.shown if c >= self.num_classes})]
 
     def css(self, i):
         return "rgb({},{},{})".format(*self.palette[i])
@@ -193,10 +212,10 @@ def _pictures(pictures, key):
     if not pictures:
         return ""
     figures = "".join(_picture(p, key) for p in pictures)
-    names = key.names[:_MOST_ROWS]
-    chips = "".join(f'<span><i style="background:{key.css(i)}"></i>{html.escape(n)}</span>'
-                    for i, n in enumerate(names))
-    more = len(key.names) - len(names)
+    colours = key.legend
+    chips = "".join(f'<span><i style="background:{key.css(i)}"></i>{html.escape(key.names[i])}'
+                    "</span>" for i in colours[:_MOST_ROWS])
+    more = len(colours[_MOST_ROWS:])
     chips += f"<span>and {more} more clusters</span>" if more else ""
     if any(_shows_truth(p, key) for p in pictures):
         chips += '<span><i class="hatch"></i>not labelled</span>'
@@ -227,7 +246,7 @@ def _picture(picture, key):
     if len(shapes) > 1:
         raise ValueError(f"picture {picture.name!r}: image, truth and prediction differ in size: "
                          f"{sorted(shapes)}")
-    ids = key.paint_clusters(picture.prediction)
+    ids = key.paint_clusters(picture.prediction, key.shown)
     note = ""
     image, shown = _shrink(picture.image), _shrink(ids)
     photo = f"--photo:url({_uri(image, 'JPEG')})"
@@ -235,7 +254,8 @@ def _picture(picture, key):
     if _shows_truth(picture, key):
         labelled = picture.truth != IGNORE_LABEL
         if labelled.any():
-            share = 100 * np.mean(ids[labelled] == picture.truth[labelled])
+            matched = key.paint_clusters(picture.prediction, key.of_cluster)
+            share = 100 * np.mean(matched[labelled] == picture.truth[labelled])
             note = f"<b>{share:.0f} %</b> of labelled pixels right"
         truth = paint.colour_labels(_shrink(picture.truth), key.palette)
         cells = [_cell("image"), _cell("truth", truth, "mask"), prediction]
@@ -321,11 +341,13 @@ def _clusters(clusters, evaluation, key):
         swatch = ("background:rgb({:.0f},{:.0f},{:.0f})".format(*rgb)
                   if all(map(math.isfinite, rgb)) else "visibility:hidden")
         matched = key.of_cluster[i] < key.num_classes
-        name = (f"cluster {i} → {key.names[key.of_cluster[i]]}" if matched
-                else key.names[key.of_cluster[i]] + (" → no class" if evaluation else ""))
+        name = key.told_of(i) + (f" → {key.names[key.of_cluster[i]]}" if matched
+                                 else " → no class" if evaluation else "")
+        if key.shown[i] != key.of_cluster[i]:
+            name += f" (shown as {key.names[key.shown[i]]})"
         rows.append(
             f'<div class="cluster"><i class="swatch" style="{swatch}"></i>'
-            f'<i class="dot" style="background:{key.css(key.of_cluster[i])}"></i>'
+            f'<i class="dot" style="background:{key.css(key.shown[i])}"></i>'
             f'<span class="name" title="{html.escape(name)}">{html.escape(name)}</span>'
             f'<span class="track"><i style="width:{100 * share[i] / top:.1f}%"></i></span>'
             f'<span class="value">{100 * share[i]:.1f} %</span></div>')

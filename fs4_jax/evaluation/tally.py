@@ -1,5 +1,6 @@
 """What an evaluation has counted so far: exact, small, and able to go on after an interruption."""
 
+import io
 import json
 import os
 import time
@@ -8,6 +9,7 @@ import zipfile
 import numpy as np
 from absl import logging
 
+from fs4_jax import distributed
 from fs4_jax.evaluation.confusion import Confusion
 from fs4_jax.evaluation.per_image import PER_IMAGE
 
@@ -65,8 +67,8 @@ class Tally:
         os.replace(temporary, path)
 
     def save_now_and_then(self, path, key):
-        """`save` when the last one is a minute ago."""
-        if time.monotonic() - self._saved >= _SAVE_SECONDS:
+        """`save` when the last one is a minute ago; process 0 does."""
+        if distributed.is_first() and time.monotonic() - self._saved >= _SAVE_SECONDS:
             self.save(path, key)
             self._saved = time.monotonic()
 
@@ -79,12 +81,40 @@ class Tally:
         self.done = set(arrays["done"].tolist())
 
 
+class ImageCounts:
+    """Each image's own counts of one readout, kept sparse: a few hundred bytes an image."""
+
+    def __init__(self, readout):
+        self._readout, self._counts = readout, {}
+
+    def add(self, index, counts):
+        if self._readout in counts:
+            cells = np.argwhere(counts[self._readout])
+            self._counts[index] = cells, counts[self._readout][tuple(cells.T)]
+
+    def worst(self, matching, number):
+        """Indices of the images with the lowest accuracy under a match, worst first."""
+        accuracy = {}
+        for index, (cells, pixels) in self._counts.items():
+            right = np.array(matching)[cells[:, 0]] == cells[:, 1]
+            if pixels.size:
+                accuracy[index] = pixels[right].sum() / pixels.sum()
+        return sorted(accuracy, key=accuracy.get)[:number]
+
+
 def read_partial(path, key):
-    """(arrays, fitted) of a saved tally, or None where there is none of this key."""
-    if path is None or not path.exists():
+    """(arrays, fitted) of a saved tally, or None where there is none of this key.
+
+    What process 0 finds counts for all of them.
+    """
+    if path is None:
+        return None
+    data = distributed.bytes_of_first(
+        path.read_bytes() if distributed.is_first() and path.exists() else None)
+    if data is None:
         return None
     try:
-        with np.load(path) as file:
+        with np.load(io.BytesIO(data)) as file:
             arrays = {name: file[name] for name in file.files}
         if str(arrays["key"]) != json.dumps(key, sort_keys=True):
             return None

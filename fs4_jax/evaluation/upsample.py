@@ -66,6 +66,17 @@ def upsample_maps(maps, size, shape):
     return jnp.einsum("bWw,bHwc->bHWc", columns, full, precision="highest")
 
 
+def upsample_all(maps, shape):
+    """Bilinear upsampling (align_corners=False) of maps float [b, h, w, c], all to one size.
+
+    Returns float32 [b, *shape, c]; b may be symbolic.
+    """
+    rows, columns = (_weights(jnp.arange(side), side, held)
+                     for side, held in zip(shape, maps.shape[1:3]))
+    full = jnp.einsum("Hh,bhwc->bHwc", rows, maps.astype(jnp.float32), precision="highest")
+    return jnp.einsum("Ww,bHwc->bHWc", columns, full, precision="highest")
+
+
 def upsample_nearest(ids, size, shape):
     """Nearest-neighbour resize of ids int [b, h, w], each to its own size; -1 outside of it."""
     h, w = ids.shape[1:]

@@ -123,6 +123,40 @@ def dynamic_feature_loss(assignment, shallow, features, energy, *, static_weight
     return loss
 
 
+def stroke_agreement_loss(assignment, cues, strokes, label, valid, *, apart=1e-3):
+    r"""Pixels agree with the strokes that a kernel ties them to (our reconstruction, with DFR).
+
+    .. math:: t_{ic} = \tfrac1S \sum_{s : y_s = c} e^{-|f_i - f_s|^2 / 2}, \qquad
+              L = -\mathrm{mean}_i \log \frac{\sum_c t_{ic} a_{ic} + \kappa}{\sum_c t_{ic} + \kappa}
+
+    The pairs of the Potts energy of which one end is drawn, each pixel for itself: where nothing
+    is known but the kernel, 1 - sum_c t_ic a_ic / sum_c t_ic is the share of disagreeing pairs. In
+    the logarithm the gradient is that of a cross entropy whose target is what model and kernel
+    say together, proportional to a_ic t_ic. No gradient reaches the cues.
+
+    Args:
+      assignment: float [b, h, w, k], rows sum to 1. cues: float [b, h, w, c], over their sigmas.
+      strokes: float [b, s, c], cues at drawn pixels. label: int [b, s], their classes. valid: bool
+        [b, s], which of them exist.
+      apart: kappa. A pixel much farther than this kernel value from every stroke, as of an object
+        that the crop shows without its stroke, is left alone; so is an image without strokes.
+
+    Returns:
+      float32 scalar, at least 0.
+    """
+    b, k = len(assignment), assignment.shape[-1]
+    pixels, strokes = jax.lax.stop_gradient((cues.reshape(b, -1, cues.shape[-1]), strokes))
+    pixels, strokes = pixels.astype(jnp.float32), strokes.astype(jnp.float32)
+    distance = (0.5 * jnp.sum(pixels ** 2, axis=-1)[:, :, None]
+                + 0.5 * jnp.sum(strokes ** 2, axis=-1)[:, None]
+                - jnp.einsum("bnd,bsd->bns", pixels, strokes, precision="highest"))
+    member = jax.nn.one_hot(jnp.where(valid, label, k), k)                  # [b, s, k]
+    member /= jnp.maximum(jnp.sum(valid, axis=1), 1)[:, None, None]
+    tied = jnp.exp(-jnp.maximum(distance, 0.0)) @ member                    # [b, n, k]
+    agreeing = jnp.sum(tied * assignment.reshape(b, -1, k), axis=-1)
+    return jnp.mean(jnp.log(jnp.sum(tied, axis=-1) + apart) - jnp.log(agreeing + apart))
+
+
 def feature_smoothness(features, shallow, *, radius, position_sigma, dilations=(1,)):
     r"""Mean distance of neighbours' features, weighted by the shallow kernel (A2GNN's regularizer).
 

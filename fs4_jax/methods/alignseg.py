@@ -26,6 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fs4_jax import distributed
 from fs4_jax.clustering import kmeans
 from fs4_jax.clustering.kmeans import unit_length
 from fs4_jax.config import ConfigError
@@ -76,6 +77,7 @@ class AlignSeg:
     frozen = ("encoder", "classes")
     has_classes = True
     supervised = False
+    temperature = 0.1             # no term has probabilities; FS^4's, whose logits are cosines too
 
     @property
     def num_segments(self):
@@ -199,15 +201,12 @@ class AlignSeg:
                               "decoder:\n" + "\n".join(differing))
         return given
 
-    def refit(self, params, teacher, extra, batches, key):
-        return extra
-
     def finish(self, params, batches, key):
         """The parameters with classes: k-means of the segments of the batches' global crops.
 
         Segments without a token have no vote.
         """
-        seen = [jax.device_get(self._segments(params, batch)) for batch in batches]
+        seen = [distributed.to_host(self._segments(params, batch)) for batch in batches]
         points, owned = (np.concatenate([x[name].reshape(-1, *x[name].shape[2:]) for x in seen])
                          for name in ("signature", "owned"))
         if len(points) < self.num_clusters:

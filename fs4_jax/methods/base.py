@@ -1,6 +1,12 @@
-"""What the training loop asks of a method. Everything is a function of its arguments."""
+"""What the training loop asks of a method, and what methods have in common.
+
+Everything is a function of its arguments.
+"""
 
 from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
 
 
 class Method(Protocol):
@@ -9,13 +15,15 @@ class Method(Protocol):
     encoder: the Linen module. title: as people write its name. frozen: the keys of `params` that
     are not trained. has_classes: whether `predict` gives logits of config.num_clusters classes; if
     not, it is looked at through k-means of its tokens. supervised: whether classes are the labels'
-    own: then nothing is fitted, and it has neither `fit` nor `refit`.
+    own: then nothing is fitted, and it has no `fit`. temperature: of a method with classes; the
+    softmax of logits over it are its probabilities.
     """
     encoder: Any
     title: str
     frozen: tuple[str, ...]
     has_classes: bool
     supervised: bool
+    temperature: float
 
     def make_views(self, data, image_size) -> Any:
         """What `data.pipeline.train_dataset` makes of an image; data: config.data."""
@@ -33,7 +41,8 @@ class Method(Protocol):
         """(params, extra) started from the data: batches yields device-ready train batches."""
 
     def refit(self, params, teacher, extra, batches, key) -> Any:
-        """extra, fitted anew with what has been learnt so far (a bootstrap round)."""
+        """extra, fitted anew with what has been learnt so far (a bootstrap round). A method
+        without rounds has no `refit`."""
 
     def finish(self, params, batches, key) -> Any:
         """params, with what predicting needs and no step trains; called before an evaluation and
@@ -55,3 +64,24 @@ class Method(Protocol):
     def classify(self, params, embedding) -> Any:
         """logits [..., k] of embeddings [..., c], wherever and however they were sampled. A
         method without classes, or whose classes depend on the image, has no `classify`."""
+
+
+def encode(encoder, params, images, key=None, **wanted):
+    """An encoder's outputs for normalised images; drop path acts when a key is given.
+
+    Args:
+      encoder: a Linen module. params: its own. images: float [b, H, W, 3]. wanted: as for `ViT`.
+    """
+    rngs = {} if key is None else {"dropout": key}
+    return encoder.apply({"params": params}, images, train=key is not None, rngs=rngs, **wanted)
+
+
+def running_mean(mean, new, momentum):
+    """A teacher after a step: momentum times what it was, the rest of what was trained."""
+    return jax.tree.map(lambda t, s: t + (1 - momentum) * (s - t), mean, new)
+
+
+def early_momentum(step, most):
+    """A momentum that is lower at the start, where the mean knows nothing yet."""
+    step = step.astype(jnp.float32)
+    return jnp.minimum(most, (1 + step) / (10 + step))

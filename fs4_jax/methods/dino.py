@@ -26,6 +26,7 @@ from fs4_jax.data.crops import MultiCrop
 from fs4_jax.data.views import ViewSettings
 from fs4_jax.losses import distillation
 from fs4_jax.losses.assignment import sample_at, swapped_prediction
+from fs4_jax.methods.base import encode, running_mean
 from fs4_jax.models.context_embedding import NUM_TEXTURE_CUES, texture_cues
 from fs4_jax.models.masking import blob_masks
 from fs4_jax.models.projection import ProjectionHead
@@ -121,9 +122,7 @@ class DINO:
         return max(self.settings.ibot.weight, self.settings.texture.weight) > 0
 
     def _encode(self, params, images, key=None, **masked):
-        rngs = {} if key is None else {"dropout": key}
-        return self.encoder.apply({"params": params["encoder"]}, images, train=key is not None,
-                                  rngs=rngs, **masked)
+        return encode(self.encoder, params["encoder"], images, key, **masked)
 
     def _project(self, params, tokens, name):
         name = name if name in self.heads else "cls"
@@ -209,13 +208,10 @@ class DINO:
         """An average whose momentum rises to 1 along a cosine (DINO, section 3.2)."""
         done = step.astype(jnp.float32) / self.total_steps
         momentum = 1 - (1 - self.settings.teacher_momentum) * (1 + jnp.cos(jnp.pi * done)) / 2
-        return jax.tree.map(lambda t, s: t + (1 - momentum) * (s - t), teacher, trained)
+        return running_mean(teacher, trained, momentum)
 
     def fit(self, params, extra, batches, key):
         return params, extra
-
-    def refit(self, params, teacher, extra, batches, key):
-        return extra
 
     def inference_params(self, params, teacher):
         return teacher

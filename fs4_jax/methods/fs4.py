@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fs4_jax import distributed
 from fs4_jax.clustering.merge import merge_clusters
 from fs4_jax.config import ConfigError
 from fs4_jax.data.views import TwoViews, ViewSettings
@@ -30,6 +31,7 @@ from fs4_jax.losses.pyramid import (
     pyramid_loss,
 )
 from fs4_jax.methods import fs4_fit
+from fs4_jax.methods.base import early_momentum, encode, running_mean
 from fs4_jax.models.context_embedding import ContextEmbedding, appearance_cues
 from fs4_jax.models.heads import SegmentationHead
 from fs4_jax.models.prototypes import Prototypes, class_scores
@@ -71,6 +73,9 @@ def _pyramid(config, tokens):
     if not set(pgg.guides) <= set(pgg.levels):
         raise ConfigError(f"config.fs4.pgg.guides={tuple(pgg.guides)} must be among "
                           f"config.fs4.pgg.levels={tuple(pgg.levels)}")
+    if not pgg.levels:
+        raise ConfigError("config.fs4.pgg.levels is empty: give cells on a side, (1, 2, 4), or set "
+                          "config.fs4.pgg.enabled=False")
     if max(pgg.levels) > tokens:
         raise ConfigError(f"config.fs4.pgg.levels={tuple(pgg.levels)} asks for {max(pgg.levels)} "
                           f"cells on a side, but config.data.image_size={config.data.image_size} "
@@ -99,6 +104,11 @@ class FS4:
     supervised = False
 
     @property
+    def temperature(self):
+        """Of the student's softmax, which `predict`'s logits are cosines of."""
+        return self.settings.student_temperature
+
+    @property
     def guides(self):
         """Levels of the pyramid whose groups guide the pixels."""
         return tuple(str(level) for level in self.settings.pgg.guides if self.pyramid)
@@ -125,9 +135,7 @@ class FS4:
 
     def encode(self, params, images, key=None):
         """The encoder's outputs for normalised images; drop path acts when a key is given."""
-        rngs = {} if key is None else {"dropout": key}
-        return self.encoder.apply({"params": params["encoder"]}, images, train=key is not None,
-                                  rngs=rngs)
+        return encode(self.encoder, params["encoder"], images, key)
 
     def loss(self, params, teacher, extra, batch, key, step):
         key_path, key_tokens = jax.random.split(key)
@@ -235,9 +243,8 @@ class FS4:
 
     def update_teacher(self, teacher, trained, step):
         """Exponential average; faster at the start, where the average knows nothing yet."""
-        step = step.astype(jnp.float32)
-        momentum = jnp.minimum(self.settings.teacher_momentum, (1 + step) / (10 + step))
-        average = jax.tree.map(lambda t, s: t + (1 - momentum) * (s - t), teacher, trained)
+        average = running_mean(teacher, trained,
+                               early_momentum(step, self.settings.teacher_momentum))
         if self.settings.teacher == "frozen" and "encoder" in teacher:
             average = {**average, "encoder": teacher["encoder"]}
         return average
@@ -267,7 +274,7 @@ class FS4:
         centroids = self._fit_centroids(gathered, key)
         projection = fs4_fit.consistent_projection(gathered["scatter"],
                                                    self.head.embedding["width"])
-        head = {**params["head"]}
+        head = distributed.to_host(params["head"])
         head["context"] = {**head["context"], "project": projection}
         fitted = self._fit_clusters(head, gathered, centroids, key)
         head["classifier"] = {"prototypes": fitted.centroids}
@@ -282,9 +289,10 @@ class FS4:
         """
         now = self.inference_params(params, teacher)
         gathered = fs4_fit.gather(functools.partial(_gathered, self), now, batches)
-        centroids = self._fit_centroids(gathered, key, extra["centroids"])
-        fitted = self._fit_clusters(now["head"], gathered, centroids, key,
-                                    now["head"]["classifier"]["prototypes"])
+        before, head = distributed.to_host((extra["centroids"], now["head"]))
+        centroids = self._fit_centroids(gathered, key, before)
+        fitted = self._fit_clusters(head, gathered, centroids, key,
+                                    head["classifier"]["prototypes"])
         return extra | {"centroids": centroids, "shares": fitted.shares}
 
     def _fit_centroids(self, gathered, key, start=None):

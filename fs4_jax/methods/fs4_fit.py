@@ -6,6 +6,7 @@ import numpy as np
 import scipy.linalg
 import scipy.optimize
 
+from fs4_jax import distributed
 from fs4_jax.clustering import guided_clusters, kmeans
 from fs4_jax.clustering.kmeans import squared_distances
 from fs4_jax.losses.pyramid import nearest_cell
@@ -17,12 +18,10 @@ _MAX_POINTS = 60_000      # of a fit: what k-means gains from more is far below 
 
 
 def gather(step, params, batches):
-    """Runs step(params, batch) over batches; every leaf concatenated on the host.
-
-    The answer of each step is replicated over the mesh first, so that any process can read it.
-    """
+    """Runs step(params, batch) over batches; every leaf concatenated on the host, all of it on
+    each process."""
     step = jax.jit(step)
-    parts = [jax.device_get(step(params, batch)) for batch in batches]
+    parts = [distributed.to_host(step(params, batch)) for batch in batches]
     return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
 
 

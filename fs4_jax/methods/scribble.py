@@ -1,11 +1,12 @@
 """Scribbles are enough: partial cross entropy where somebody drew, a regularizer everywhere.
 
-    L = L_pce + ramp(t) w_r R + w_f L_fc
+    L = L_pce + ramp(t) (w_r R + w_s L_strokes) + w_f L_fc
 
 R is one of the field's regularized losses (`losses.regularized`), DFR's by default: its kernel has
 colour and position, and deep features g that a feature consistency head (L_fc) is trained for while
 the segmentation learns (Zhang et al., arXiv 2108.01296; its formulas are not public, these are our
-reconstruction). One stage, end to end, no pseudo labels on disk.
+reconstruction). With DFR the deep kernel also ties every pixel to the strokes of its image,
+wherever they are (L_strokes). One stage, end to end, no pseudo labels on disk.
 """
 
 import dataclasses
@@ -16,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from fs4_jax.affinity import dense_kernel_energy, windowed_kernel_energy
+from fs4_jax.clustering.kmeans import unit_length
 from fs4_jax.config import ConfigError
 from fs4_jax.data.labelled_crop import LabelledCrop
 from fs4_jax.data.views import ViewSettings
@@ -29,8 +31,10 @@ from fs4_jax.losses.regularized import (
     feature_smoothness,
     gated_crf_loss,
     normalized_cut_loss,
+    stroke_agreement_loss,
 )
-from fs4_jax.models.decoder import MultiLevelDecoder
+from fs4_jax.methods.base import early_momentum, encode, running_mean
+from fs4_jax.models.decoder import MultiLevelDecoder, resized
 from fs4_jax.models.vit import normalize_images
 
 _NUM_LEVELS = 3
@@ -71,6 +75,7 @@ class Scribble:
     title = "Scribbles"
     has_classes = True
     supervised = True
+    temperature = 1.0
 
     def make_views(self, data, image_size):
         return LabelledCrop(ViewSettings.from_config(data), image_size, self.encoder.patch)
@@ -85,13 +90,11 @@ class Scribble:
 
     def _levels(self, encoder, images, key=None):
         """Tokens of the levels, [b, l, h, w, d]; drop path acts when a key is given."""
-        rngs = {} if key is None else {"dropout": key}
-        out = self.encoder.apply({"params": encoder}, images, train=key is not None, rngs=rngs,
-                                 return_blocks=self.levels)
+        out = encode(self.encoder, encoder, images, key, return_blocks=self.levels)
         return jnp.stack(out["block_tokens"], axis=1)
 
     def loss(self, params, teacher, extra, batch, key, step):
-        key_path, key_pairs = jax.random.split(key)
+        key_path, key_pairs, key_strokes = jax.random.split(key, 3)
         images = normalize_images(batch["image"])
         if "levels" in batch:
             levels = batch["levels"]
@@ -102,7 +105,7 @@ class Scribble:
         out = self.decoder.apply({"params": params["decoder"]}, levels, images)
         settings, label = self.settings, batch["label"].astype(jnp.int32)
         ramp = jnp.minimum(1.0, step / max(1.0, settings.regularizer.rampup * self.total_steps))
-        colour = jax.image.resize(images, (*out["logits"].shape[:3], 3), "linear")
+        colour = resized(images, out["logits"].shape[1:3])
 
         terms = {"partial": partial_cross_entropy(out["logits"], label)}
         weights = {"partial": 1.0}
@@ -110,6 +113,8 @@ class Scribble:
             terms["regularizer"] = self._regularizer(out, colour)
             weights["regularizer"] = ramp * settings.regularizer.weight
         if "features" in out:
+            terms["strokes"] = self._stroke_loss(out, levels[:, -1], label, key_strokes)
+            weights["strokes"] = ramp * settings.regularizer.strokes.weight
             terms["pairs"] = self._pair_loss(out, label, ramp, key_pairs)
             terms["smooth"] = self._smoothness(out["features"], images)
             weights["pairs"] = settings.consistency.weight
@@ -140,8 +145,7 @@ class Scribble:
             sigma = dense.colour_sigma
         if settings.form == "static":
             return jnp.mean(energy(assignment, jax.lax.stop_gradient(colour / sigma)))
-        deep = out["features"]
-        deep = jax.image.resize(deep, (*colour.shape[:3], deep.shape[-1]), "linear")
+        deep = resized(out["features"], colour.shape[1:3])
         return dynamic_feature_loss(assignment, colour / sigma, deep, energy,
                                     static_weight=settings.static_weight)
 
@@ -153,23 +157,40 @@ class Scribble:
     def _smoothness(self, features, images):
         """Between tokens: the same kernel as the regularizer's, on the coarser grid."""
         settings = self.settings.regularizer
-        colour = jax.image.resize(images, (*features.shape[:3], 3), "linear")
+        colour = resized(images, features.shape[1:3])
         return feature_smoothness(features, colour / settings.colour_sigma, radius=_SMOOTH_RADIUS,
                                   position_sigma=settings.position_sigma / self.decoder.upsample)
+
+    def _stroke_loss(self, out, tokens, label, key):
+        """Deep cues: g of the consistency head, and the encoder's tokens by their cosine."""
+        settings = self.settings.regularizer.strokes
+        grid = out["logits"].shape[1:3]
+        cues = resized(out["features"], grid)
+        if settings.token_distance:
+            tokens = tokens.astype(jnp.float32)
+            tokens = unit_length(resized(tokens - jnp.mean(tokens, axis=-1, keepdims=True), grid))
+            # |u - v|^2 / 2 of unit vectors is 1 - cosine.
+            cues = jnp.concatenate([cues, tokens / settings.token_distance ** 0.5], axis=-1)
+        drawn = _sampled({"cues": cues}, label, settings.number, key)
+        return stroke_agreement_loss(jax.nn.softmax(out["logits"]), cues, drawn["cues"],
+                                     drawn["label"], drawn["valid"], apart=settings.apart)
 
     def _pair_loss(self, out, label, ramp, key):
         """Pairs of labelled pixels; after the ramp also of pixels the model is sure of."""
         settings = self.settings.consistency
         key_drawn, key_sure = jax.random.split(key)
-        samples = [_sampled(out, label, settings.pairs, key_drawn)]
+        maps = {name: out[name] for name in ("features", "logits")}
+        samples = [_sampled(maps, label, settings.pairs, key_drawn)]
         if settings.confident:
-            guess = _sampled(out, jnp.where(label == IGNORE_LABEL, 0, IGNORE_LABEL),
-                             settings.pairs, key_sure)
-            probability = jax.lax.stop_gradient(jax.nn.softmax(guess[1]))
+            unlabelled = jnp.where(label == IGNORE_LABEL, 0, IGNORE_LABEL)
+            guess = _sampled(maps, unlabelled, settings.pairs, key_sure)
+            probability = jax.lax.stop_gradient(jax.nn.softmax(guess["logits"]))
             sure = (jnp.max(probability, axis=-1) > settings.confident) & (ramp >= 1)
-            samples.append((guess[0], guess[1], jnp.argmax(probability, axis=-1), guess[3] & sure))
-        features, _, labels, valid = (jnp.concatenate([x.reshape(-1, *x.shape[2:]) for x in kind])
-                                      for kind in zip(*samples))
+            samples.append(guess | {"label": jnp.argmax(probability, axis=-1),
+                                    "valid": guess["valid"] & sure})
+        features, labels, valid = (
+            jnp.concatenate([x[name].reshape(-1, *x[name].shape[2:]) for x in samples])
+            for name in ("features", "label", "valid"))
         return pair_loss(features, labels, valid, self.num_classes)
 
     def keep(self, params, batch):
@@ -179,9 +200,8 @@ class Scribble:
 
     def update_teacher(self, teacher, trained, step):
         """Exponential average; faster at the start, where the average knows nothing yet."""
-        step = step.astype(jnp.float32)
-        momentum = jnp.minimum(self.settings.teacher_momentum, (1 + step) / (10 + step))
-        return jax.tree.map(lambda t, s: t + (1 - momentum) * (s - t), teacher, trained)
+        return running_mean(teacher, trained,
+                            early_momentum(step, self.settings.teacher_momentum))
 
     def inference_params(self, params, teacher):
         return {**params, **teacher}
@@ -198,8 +218,12 @@ class Scribble:
         return embedding @ classifier["kernel"] + classifier["bias"]
 
 
-def _sampled(out, label, number, key):
-    """(features, logits, labels, valid) of at most `number` labelled pixels an image: [b, n, ...].
+def _sampled(maps, label, number, key):
+    """Maps {name: [b, h, w, ...]} at no more than `number` labelled pixels of each image.
+
+    Returns:
+      {name: [b, n, ...]}, with "label" int [b, n] and "valid" bool [b, n], for images that have
+      fewer.
     """
     b, height, width = label.shape
     labelled = (label != IGNORE_LABEL).reshape(b, -1)
@@ -207,10 +231,11 @@ def _sampled(out, label, number, key):
     chosen = jax.lax.top_k(order, min(number, labelled.shape[1]))[1]
     place = (jnp.stack([chosen // width, chosen % width], axis=-1) + 0.5) / jnp.array(
         [height, width])
-    features, logits = (sample_at(maps, place * jnp.array(maps.shape[1:3]) - 0.5)
-                        for maps in (out["features"], out["logits"]))
+    samples = {name: sample_at(x, place * jnp.array(x.shape[1:3]) - 0.5)
+               for name, x in maps.items()}
     pick = functools.partial(jnp.take_along_axis, axis=1)
-    return features, logits, pick(label.reshape(b, -1), chosen), pick(labelled, chosen)
+    return samples | {"label": pick(label.reshape(b, -1), chosen),
+                      "valid": pick(labelled, chosen)}
 
 
 def telemetry(logits, label):

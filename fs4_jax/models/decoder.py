@@ -28,11 +28,13 @@ class MultiLevelDecoder(nn.Module):
 
     @nn.compact
     def __call__(self, levels, images):
-        levels = [level.astype(jnp.float32) for level in jnp.moveaxis(levels, 1, 0)]
+        # Blocks' tokens are of very different size, a few channels a hundred times the others'.
+        levels = [nn.LayerNorm(name=f"norm_{i}")(level.astype(jnp.float32))
+                  for i, level in enumerate(jnp.moveaxis(levels, 1, 0))]
         grid = tuple(side * self.upsample for side in levels[0].shape[1:3])
         details = [self._detail(images, grid)] if self.detail else []
         fused = gelu(nn.Dense(2 * self.width, name="fuse")(self._reduced(levels, "reduce")))
-        coarse = _resized(nn.Dense(self.width, name="project")(fused), grid)
+        coarse = resized(nn.Dense(self.width, name="project")(fused), grid)
         seen = jnp.concatenate([coarse, *details], axis=-1)
         # What the tokens say alone stays within reach of the classifier.
         embedding = coarse + gelu(nn.Conv(self.width, (3, 3), name="refine")(seen))
@@ -48,12 +50,12 @@ class MultiLevelDecoder(nn.Module):
                                 for i, level in enumerate(levels)], axis=-1)
 
     def _detail(self, images, grid):
-        x = _resized(images.astype(jnp.float32), grid)
+        x = resized(images.astype(jnp.float32), grid)
         for i in range(2):
             x = gelu(nn.Conv(self.detail, (3, 3), name=f"detail_{i}")(x))
         return x
 
 
-def _resized(maps, grid):
+def resized(maps, grid):
     """Bilinear, averaging where it shrinks: float [b, h, w, c] to [b, *grid, c]."""
     return jax.image.resize(maps, (maps.shape[0], *grid, maps.shape[-1]), "linear")

@@ -20,20 +20,11 @@ import sys
 import time
 import zipfile
 
-import jax
 import numpy as np
 from absl import app, flags
 
-from fs4_jax.config import ConfigError, recall_config
-from fs4_jax.data.folder import DataError, PairSource, list_images
-from fs4_jax.data.pipeline import eval_batches
-from fs4_jax.data.stored import array_record, decode, encode
-from fs4_jax.errors import EXPLAINED, command
-from fs4_jax.metrics import ProgressLine
-from fs4_jax.models import load_encoder, normalize_images
-from fs4_jax.models.encoder_files import fingerprint
-from fs4_jax.run import encoder_of_workdir
-from fs4_jax.sharding import batch_sharding, make_mesh, replicated, round_up
+# Whatever needs jax is imported where it is used, so that --help answers at once.
+from fs4_jax.data.images import DataError
 
 FORMATS = (".npz", ".array_record")
 OUTPUTS = ("patch_tokens", "cls", "keys")
@@ -45,15 +36,12 @@ _ANY_DAY = (1980, 1, 1, 0, 0, 0)    # in the .npz: the same features are the sam
 
 
 def main(argv):
+    from fs4_jax.errors import command
     args = flags.FLAGS
-    with command(argv):
-        try:
-            write_features(args.weights, args.images, args.out, image_size=args.image_size,
-                           block=args.block, output=args.output, dtype=args.dtype,
-                           batch_size=args.batch_size)
-        except KeyboardInterrupt:
-            print(f"\nstopped; the same command goes on from {args.out}.partial", file=sys.stderr)
-            sys.exit(130)
+    with command(argv, stopped=f"the same command goes on from {args.out}.partial"):
+        write_features(args.weights, args.images, args.out, image_size=args.image_size,
+                       block=args.block, output=args.output, dtype=args.dtype,
+                       batch_size=args.batch_size)
 
 
 def write_features(weights, images, out, *, image_size=0, block=None, output="patch_tokens",
@@ -77,6 +65,14 @@ def write_features(weights, images, out, *, image_size=0, block=None, output="pa
         or empty folder, nothing readable in it; an `out` that can not be written, is there
         already, or was begun with other settings or images.
     """
+    import jax
+
+    from fs4_jax.data.folder import PairSource
+    from fs4_jax.data.pipeline import eval_batches
+    from fs4_jax.metrics import ProgressLine
+    from fs4_jax.models.encoder_files import fingerprint
+    from fs4_jax.models.vit import normalize_images
+    from fs4_jax.sharding import batch_sharding, make_mesh, replicated, round_up
     out = pathlib.Path(out)
     _check_out(out)
     files = _list_images(images)
@@ -158,6 +154,7 @@ def _read_npz(path):
 
 
 def _read_array_record(path):
+    from fs4_jax.data.stored import array_record, decode
     reader = array_record().ArrayRecordReader(str(path), options="readahead_buffer_size:0")
     records = (decode(reader.read([i])[0]) for i in range(reader.num_records()))
     for i, record in enumerate(records):
@@ -224,6 +221,7 @@ class _Partial:
             return content[name]
 
     def _write_array_record(self, names, metadata):
+        from fs4_jax.data.stored import array_record, encode
         writing = self._out.with_name(self._out.name + _WRITING)
         writer = array_record().ArrayRecordWriter(str(writing), "group_size:1,uncompressed")
         for name in names:
@@ -270,6 +268,7 @@ def _check_out(out):
 
 
 def _list_images(images):
+    from fs4_jax.data.folder import list_images
     try:
         files = list_images(images, key="images")
     except DataError as error:
@@ -282,6 +281,10 @@ def _list_images(images):
 
 def _encoder(weights, block):
     """(model, params, side of its images in pixels)."""
+    from fs4_jax.config import ConfigError, recall_config
+    from fs4_jax.errors import EXPLAINED
+    from fs4_jax.models.encoder_files import load_encoder
+    from fs4_jax.run import encoder_of_workdir
     try:
         if os.path.isdir(weights):
             data = recall_config(weights).data

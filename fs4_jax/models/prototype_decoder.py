@@ -87,10 +87,12 @@ class FewQueries(nn.Module):
         query, key, value = (Projection(name=name)(width) for name in ("query", "key", "value"))
         q = (queries @ query[0] + query[1]).reshape(*queries.shape[:-1], heads, -1)
         q = jnp.einsum("bqhc,dhc->bhqd", q * shape[-1] ** -0.5, key[0].reshape(shape))
-        q = q.reshape(len(q), -1, width)                                    # [b, h q, d]
+        batch = q.shape[0]
+        q = q.reshape(batch, -1, width)                                     # [b, h q, d]
         weights = jax.nn.softmax(jnp.einsum("bqd,bnd->bqn", q, tokens))
+        self.sow("intermediates", "attention", weights)     # [b, heads q, n], if it is asked for
         seen = jnp.einsum("bqn,bnd->bqd", weights, tokens)
-        seen = seen.reshape(len(seen), heads, -1, width)
+        seen = seen.reshape(batch, heads, -1, width)
         y = jnp.einsum("bhqd,dhc->bqhc", seen, value[0].reshape(shape))
         y = y.reshape(queries.shape) + value[1]
         return nn.Dense(width, kernel_init=weight_init, name="out")(y)

@@ -7,7 +7,6 @@ and an early stop (`block`) for those who want a middle block and will not pay f
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 

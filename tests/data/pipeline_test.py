@@ -69,7 +69,7 @@ class TrainDatasetTest(parameterized.TestCase):
         self.assertEqual(described, {
             "view1": ((4, 16, 24, 3), "uint8"), "view2": ((4, 16, 24, 3), "uint8"),
             "correspondence": ((4, 2, 3, 2), "float32"), "valid": ((4, 2, 3), "bool"),
-            "index": ((4,), "int32"), "skipped": ((4,), "int32")})
+            "index": ((4,), "int32"), "skipped": ((4,), "int32"), "hash": ((4,), "uint32")})
         self.assertEqual(batch["skipped"].tolist(), [-1] * 4)
 
     def test_every_epoch_is_another_order_of_all_images(self):
@@ -101,8 +101,8 @@ class TrainDatasetTest(parameterized.TestCase):
         for count in (2, 4):
             parts = [batches_of(MemorySource(), 5, process_index=p, process_count=count)
                      for p in range(count)]
-            united = [{name: np.stack([b[name] for b in step], 1).reshape(whole[0][name].shape)
-                       for name in step[0]} for step in zip(*parts)]
+            united = [{name: np.concatenate([b[name] for b in step]) for name in step[0]}
+                      for step in zip(*parts)]
             assert_same(united, whole)
         with self.assertRaisesRegex(DataError, "batch_size=4 is no multiple of the 3 processes"):
             batches_of(MemorySource(), 1, process_count=3)
@@ -123,7 +123,7 @@ class TrainDatasetTest(parameterized.TestCase):
         for half in halves:
             half.set_state(state)
         np.testing.assert_array_equal(
-            np.stack([next(half)["index"] for half in halves], 1).reshape(-1),
+            np.concatenate([next(half)["index"] for half in halves]),
             expected[3]["index"])
 
     def test_the_iterators_state_is_complete(self):

@@ -163,8 +163,8 @@ class ProtocolsTest(absltest.TestCase):
         rows = table().splitlines()
         self.assertEqual([row.split("`")[1] for row in rows[2:]], list(PROTOCOLS))
         self.assertLen({row.count("|") for row in rows}, 1)
-        readme = pathlib.Path(__file__).resolve().parents[2] / "README.md"
-        self.assertIn(table(), readme.read_text())
+        page = pathlib.Path(__file__).resolve().parents[2] / "docs" / "protocols.md"
+        self.assertIn(table(), page.read_text())
 
     def test_a_protocol_is_known_by_its_name(self):
         for name, protocol in PROTOCOLS.items():

@@ -10,6 +10,23 @@ from PIL import Image
 from fs4_jax.evaluation import pictures
 
 
+class ColourTokensTest(absltest.TestCase):
+
+    def test_groups_of_tokens_have_colours_of_their_own(self):
+        rng = np.random.default_rng(0)
+        group = np.repeat([[[0, 1], [2, 3]]], 2, 0).repeat(8, 1).repeat(8, 2)
+        tokens = 9 * np.eye(6)[group] + rng.normal(0, 0.1, (2, 16, 16, 6))
+        colours = pictures.colour_tokens(tokens).astype(int)
+        self.assertEqual(colours.shape, (2, 16, 16, 3))
+        means = np.stack([colours[group == k].mean(0) for k in range(4)])
+        spread = max(colours[group == k].std(0).max() for k in range(4))
+        distance = np.abs(means[:, None] - means[None]).max(-1)
+        self.assertGreater(distance[~np.eye(4, dtype=bool)].min(), 10 * spread)
+
+    def test_the_same_tokens_everywhere(self):
+        self.assertLen(np.unique(pictures.colour_tokens(np.ones((1, 2, 2, 5)))), 1)
+
+
 class PaletteTest(parameterized.TestCase):
 
     @parameterized.parameters((12, 40), (27, 40), (60, 25), (255, 12))

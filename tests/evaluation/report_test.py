@@ -80,8 +80,7 @@ def picture(truth=True):
                           label if truth else None, prediction)
 
 
-CLUSTERS = {"share": [0.4, 0.3, 0.2, 0.1], "mean_colour": [[9, 8, 7]] * 4,
-            "names": ["cluster 0", "cluster 1", "cluster 2", "cluster 3"]}
+CLUSTERS = {"share": [0.4, 0.3, 0.2, 0.1], "mean_colour": [[9, 8, 7]] * 4}
 
 
 class ReportTest(parameterized.TestCase):
@@ -143,6 +142,24 @@ class ReportTest(parameterized.TestCase):
         self.assertIn("100 %", self.write().headings())
         swapped = evaluation() | {"matching": [2, 1, 0, -1]}
         self.assertNotIn("100 %", self.write(evaluation=swapped).headings())
+
+    def test_names_and_merges_are_shown_and_not_scored(self):
+        """Cluster 3 has no class; it is shown as cluster 0, which is class 1."""
+        plain = self.write(pictures=[picture()])
+        told = self.write(pictures=[picture()], clusters=CLUSTERS | {
+            "names": {0: "lawn", 3: "shade"}, "merged": {3: 0}})
+        self.assertIn(f"cluster 0, “lawn” → {NASTY}", told.text)
+        self.assertIn(f"cluster 3, “shade” → no class (shown as {NASTY})", told.text)
+        for page in plain, told:
+            self.assertIn("% of labelled pixels right", " ".join(page.text.split()))
+        self.assertEqual(*([line for line in page.headings() if "%" in line or "40.3" in line]
+                           for page in (plain, told)))
+
+    def test_a_cluster_without_labels_has_the_name_it_was_given(self):
+        page = self.write(evaluation=None, pictures=[picture(truth=False)], clusters=CLUSTERS | {
+            "names": {1: "tree"}, "merged": {2: 1}})
+        self.assertNotIn("cluster 2\n", page.text.split("Clusters")[0])       # in the legend
+        self.assertIn("tree", page.text.split("Clusters")[0])
 
     def test_confusion_rows_follow_the_classes(self):
         page = self.write()

@@ -14,6 +14,7 @@ from fs4_jax.losses.regularized import (
     feature_smoothness,
     gated_crf_loss,
     normalized_cut_loss,
+    stroke_agreement_loss,
 )
 from tests.affinity.dense_test import kernel_matrix, loop_energies
 from tests.affinity.windowed_test import pairs, random_maps
@@ -179,6 +180,59 @@ class DynamicFeatureTest(parameterized.TestCase):
                                             radius=2, position_sigma=1.7) for s in (1, -1))
         # A quadratic: central differences are exact but for float32's rounding of the loss.
         np.testing.assert_allclose(jnp.sum(grad * step), (ahead - behind) / 2, rtol=2e-3)
+
+
+class StrokeAgreementTest(parameterized.TestCase):
+
+    def setUp(self):
+        super().setUp()
+        rng = np.random.default_rng(0)
+        self.assignment = rng.dirichlet(np.ones(3), (2, 4, 5))
+        self.cues = rng.normal(size=(2, 4, 5, 6), scale=0.5)
+        self.strokes = rng.normal(size=(2, 7, 6), scale=0.5)
+        self.label = rng.integers(0, 3, (2, 7))
+        self.valid = np.array([[True] * 7, [True] * 4 + [False] * 3])
+
+    def loss(self, **changes):
+        given = {name: jnp.float32(getattr(self, name))
+                 for name in ("assignment", "cues", "strokes")}
+        given |= dict(label=self.label, valid=self.valid, apart=0.02)
+        return stroke_agreement_loss(**given | changes)
+
+    def test_equal_to_a_loop(self):
+        want = []
+        for b, row, column in np.ndindex(2, 4, 5):
+            tied = np.zeros(3)
+            for s in np.flatnonzero(self.valid[b]):
+                away = self.cues[b, row, column] - self.strokes[b, s]
+                tied[self.label[b, s]] += np.exp(-away @ away / 2) / self.valid[b].sum()
+            agreeing = tied @ self.assignment[b, row, column]
+            want.append(np.log(tied.sum() + 0.02) - np.log(agreeing + 0.02))
+        # float32: the exponent is a difference of numbers near 2, half an ulp of each in it.
+        np.testing.assert_allclose(self.loss(), np.mean(want), rtol=2e-5)
+
+    def test_gradient_is_that_of_a_cross_entropy_to_what_model_and_kernel_say(self):
+        logits = jnp.log(jnp.float32(self.assignment))
+        got = jax.grad(lambda x: self.loss(assignment=jax.nn.softmax(x), apart=1e-9))(logits)
+        away = self.cues[:, :, :, None] - self.strokes[:, None, None]
+        member = np.eye(3)[self.label] * self.valid[..., None]
+        tied = np.einsum("bhws,bsk->bhwk", np.exp(-0.5 * (away ** 2).sum(-1)), member)
+        target = self.assignment * tied
+        target /= target.sum(-1, keepdims=True)
+        np.testing.assert_allclose(got, (self.assignment - target) / 40, atol=1e-6)
+
+    def test_nothing_is_asked_where_no_stroke_is_near(self):
+        self.assertEqual(self.loss(valid=np.zeros_like(self.valid)), 0.0)
+        self.assertLess(self.loss(cues=self.cues + 50.0), 1e-6)
+        without = self.loss(valid=self.valid & np.array([[True], [False]]))
+        np.testing.assert_allclose(without, 0.5 * stroke_agreement_loss(
+            *(jnp.float32(x[:1]) for x in (self.assignment, self.cues, self.strokes)),
+            self.label[:1], self.valid[:1], apart=0.02), rtol=1e-6)
+
+    def test_no_gradient_reaches_the_cues(self):
+        gradient = jax.grad(lambda cues, strokes: self.loss(cues=cues, strokes=strokes),
+                            argnums=(0, 1))(jnp.float32(self.cues), jnp.float32(self.strokes))
+        self.assertFalse(any(np.any(x) for x in gradient))
 
 
 if __name__ == "__main__":

@@ -16,17 +16,10 @@ from fs4_jax.methods import alignseg
 from fs4_jax.models.alignseg_files import export_alignseg
 from fs4_jax.run import prepare
 from fs4_jax.sharding import batch_sharding
+from tests.fast_compiles import setUpModule, tearDownModule  # noqa: F401
 from tests.methods.dino_test import flat, prepare_on
 
 _K, _CLASSES = 4, 3
-
-
-def setUpModule():
-    jax.config.update("jax_disable_most_optimizations", True)     # few steps: compile fast
-
-
-def tearDownModule():
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def small_config(**changes):
@@ -215,7 +208,7 @@ class AlignSegSettingsTest(parameterized.TestCase):
         ({"encoder.frozen": False}, "set config.encoder.frozen=True"),
         ({"alignseg.num_heads": 3}, "alignseg.num_heads=3 does not divide .* mu/8, 128"),
         ({"alignseg.num_local": 0}, "alignseg.num_local must be at least 1"),
-        ({"alignseg.mass": 1.5}, "alignseg.mass is 1.5; a share"),
+        ({"alignseg.mass": 1.5}, "alignseg.mass is 1.5; it is at most 1"),
         ({"alignseg.signature": "cls"}, "alignseg.signature is 'cls'; choose one of prototype"),
         ({"alignseg.correlation.reduction": "max"}, "choose one of mean, sum"),
         ({"eval.also": ("best",)}, "eval.also is .*best.*; choose of hungarian"))

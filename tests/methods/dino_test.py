@@ -11,16 +11,9 @@ from absl.testing import absltest, parameterized
 from fs4_jax.config import ConfigError, default_config
 from fs4_jax.run import prepare
 from fs4_jax.sharding import batch_sharding, make_mesh
+from tests.fast_compiles import setUpModule, tearDownModule  # noqa: F401
 
 _STEPS = 3
-
-
-def setUpModule():
-    jax.config.update("jax_disable_most_optimizations", True)     # few steps: compile fast
-
-
-def tearDownModule():
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def small_config(**changes):

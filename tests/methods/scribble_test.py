@@ -18,17 +18,10 @@ from fs4_jax.config import ConfigError, default_config
 from fs4_jax.data.images import DataError
 from fs4_jax.run import checked_source, prepare
 from fs4_jax.sharding import batch_sharding, make_mesh
+from tests.fast_compiles import setUpModule, tearDownModule  # noqa: F401
 
 _STEPS = 3
 _FORMS = ("none", "static", "densecrf", "normalized_cut", "kernel_cut", "dfr")
-
-
-def setUpModule():
-    jax.config.update("jax_disable_most_optimizations", True)     # few steps: compile fast
-
-
-def tearDownModule():
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def small_config(**changes):
@@ -86,7 +79,8 @@ class StepTest(parameterized.TestCase):
         _, first, state, metrics = trained(1, 1, **changes)
         self.assertTrue(all(np.isfinite(x) for x in metrics.values()), metrics)
         self.assertEqual("loss_regularizer" in metrics, form != "none")
-        self.assertEqual("loss_pairs" in metrics, form == "dfr")
+        for name in ("loss_pairs", "loss_strokes"):
+            self.assertEqual(name in metrics, form == "dfr")
         np.testing.assert_allclose(metrics["labelled_share"], 0.1, atol=0.02)
         if form != "none":
             self.assertBetween(metrics["loss_regularizer"], 0.01, 2.0)

@@ -19,6 +19,7 @@ from fs4_jax.data.folder import DataError
 from fs4_jax.data.images import read_image
 from fs4_jax.data.pipeline import eval_shape
 from fs4_jax.data.views import resize_image
+from fs4_jax.data import pipeline
 from fs4_jax.models import WeightsError, features, load_encoder, normalize_images
 from tests.models.reference_vit import official_tensors
 
@@ -92,7 +93,7 @@ class FeaturesTest(parameterized.TestCase):
     @parameterized.parameters(*features.FORMATS)
     def test_goes_on_after_a_stop(self, format):
         whole, _ = self.write(f"whole{format}")
-        batches = features.eval_batches
+        batches = pipeline.eval_batches
         seen = []
 
         def three(*args, **kwargs):
@@ -103,7 +104,7 @@ class FeaturesTest(parameterized.TestCase):
             seen.extend(source.example_name(i) for i in range(len(source)))
             return batches(source, **kwargs)
 
-        with mock.patch.object(features, "eval_batches", three):
+        with mock.patch.object(pipeline, "eval_batches", three):
             with self.assertRaises(KeyboardInterrupt):
                 self.write(f"again{format}")
         out = self.out / f"again{format}"
@@ -111,7 +112,7 @@ class FeaturesTest(parameterized.TestCase):
         (self.out / f"again{format}.partial" / "00000002.npz.writing").write_bytes(b"half")
         with self.assertRaisesRegex(DataError, "begun with other settings .*(block)"):
             self.write(f"again{format}", block=1)
-        with mock.patch.object(features, "eval_batches", watched):
+        with mock.patch.object(pipeline, "eval_batches", watched):
             _, said = self.write(f"again{format}")
         self.assertRegex(said, r"[345] of 7 images are in .*partial already")
         self.assertBetween(len(seen), 1, 4)
