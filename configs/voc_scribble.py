@@ -28,6 +28,7 @@ def get_config(arg="scribblesup"):
         config.data.label_set = "animals"
         config.num_clusters = 7
         config.scribble.annotation = "scribbles"
+        config.scribble.width = (3, 7)             # 3 % of the pixels, as ScribbleSup's strokes
     else:
         config.data.label_set = "21-aug-scribbles"
         config.num_clusters = 21

@@ -173,8 +173,9 @@ def default_config():
         )),
         scribble=c(dict(
             # given: the masks are what was drawn (full masks: full supervision) | scribbles |
-            # points: drawn from the masks; ratio: of a scribble's length
-            annotation="given", ratio=1.0, seed=0,
+            # points: drawn from the masks; ratio: of a scribble's length; width: of one, (least,
+            # most) pixels
+            annotation="given", ratio=1.0, width=(1, 3), seed=0,
             teacher_momentum=0.99,         # of the running mean, which predicts
             # levels: blocks whose tokens are read, (): three, evenly spread. upsample: cells on a
             # token's side. detail: width of what is seen of the image itself, 0: nothing

@@ -169,7 +169,7 @@ def checked_source(config, split):
         if split == "train":
             settings = config.scribble
             source = StrokeSource(source, settings.annotation, ratio=settings.ratio,
-                                  seed=settings.seed)
+                                  width=settings.width, seed=settings.seed)
     # Crops are taken from the images of training; evaluation resizes whole ones, small or not.
     patch = int(config.encoder.variant.rpartition("/")[2])
     source.check(min_side=patch if split == "train" else 1)

@@ -69,7 +69,7 @@ def _stroke(mask, depth, rng, ratio, width):
     return (ndimage.distance_transform_edt(drawn) <= max(radius - 0.5, 0)) & mask
 
 
-def scribbles(label, rng, *, ratio=1.0, min_area=16):
+def scribbles(label, rng, *, ratio=1.0, width=(1, 3), min_area=16):
     """Draws one stroke inside each connected region of a class.
 
     Args:
@@ -77,17 +77,21 @@ def scribbles(label, rng, *, ratio=1.0, min_area=16):
       rng: np.random.Generator; equal states give equal strokes.
       ratio: length kept of each full stroke, 0..1, shortened from both ends (ScribbleSup's
         protocol); 0 leaves the one spot the stroke starts from. Smaller is a subset of larger.
+      width: (least, most) pixels across a stroke, drawn for each; thinner where a region is.
       min_area: regions of fewer pixels stay bare, as a person would leave them.
 
     Returns:
-      uint8 [H, W]: the class under the strokes (1 to 3 pixels wide), 255 elsewhere.
+      uint8 [H, W]: the class under the strokes, 255 elsewhere.
     """
     if not 0.0 <= ratio <= 1.0:
         raise ValueError(f"ratio of scribbles must lie in 0..1, not {ratio}")
+    least, most = width
+    if not 1 <= least <= most:
+        raise ValueError(f"width of scribbles must be (least, most), from 1 pixel on, not {width}")
     sparse = np.full_like(label, IGNORE_LABEL)
     for kind, cut, mask, depth in _regions(label, min_area):
-        width = int(rng.integers(1, 4))
-        sparse[cut][_stroke(mask, depth, rng, ratio, width)] = kind
+        across = int(rng.integers(least, most + 1))
+        sparse[cut][_stroke(mask, depth, rng, ratio, across)] = kind
     return sparse
 
 
@@ -106,12 +110,12 @@ def points(label, rng, *, count=1, min_area=16):
     return sparse
 
 
-def annotator(kind, *, ratio=1.0):
+def annotator(kind, *, ratio=1.0, width=(1, 3)):
     """The function (label, rng) -> uint8 [H, W] for None (then None), "scribbles" or "points"."""
     if kind is None:
         return None
     if kind == "scribbles":
-        return functools.partial(scribbles, ratio=ratio)
+        return functools.partial(scribbles, ratio=ratio, width=width)
     if kind == "points":
         return points
     raise ValueError(f"annotation must be None, 'scribbles' or 'points', not {kind!r}")

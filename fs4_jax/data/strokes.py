@@ -26,26 +26,30 @@ class StrokeSource:
       source: of images and masks; see `make_source`.
       kind: "given": the masks are what was drawn, 255 where nobody did (full masks are full
         supervision); "scribbles" or "points": drawn from the masks, the same at every visit.
-      ratio: of the length of scribbles, 0 to 1. seed: of what is drawn.
+      ratio: of the length of scribbles, 0 to 1. width: of scribbles, (least, most) pixels.
+      seed: of what is drawn.
     """
 
-    def __init__(self, source, kind="given", *, ratio=1.0, seed=0):
+    def __init__(self, source, kind="given", *, ratio=1.0, width=(1, 3), seed=0):
         if kind not in KINDS:
             raise DataError(f"config.scribble.annotation is {kind!r}; choose one of "
                             f"{', '.join(KINDS)}")
         if not 0 <= ratio <= 1:
             raise DataError(f"config.scribble.ratio={ratio}: choose from 0 to 1")
+        width = tuple(width)
+        if len(width) != 2 or not 1 <= width[0] <= width[1]:
+            raise DataError(f"config.scribble.width={width}: give (least, most) pixels, from 1 on")
         if not source.num_classes:
             raise DataError(f"{source.name} has no labels, and config.method=scribble learns from "
                             "strokes: give config.data.labels=DIR, PNGs of the images' names and "
                             "sizes whose pixels are class ids, 255 where nothing is drawn")
         self._source, self._seed = source, seed
-        self._annotate = None if kind == "given" else annotator(kind, ratio=ratio)
+        self._annotate = None if kind == "given" else annotator(kind, ratio=ratio, width=width)
         self._drawn, self._lock = collections.OrderedDict(), threading.Lock()
         self.name, self.num_classes = source.name, source.num_classes
         self.class_names = tuple(source.class_names) or tuple(
             f"class {i}" for i in range(source.num_classes))
-        self.labels = f"{kind} ratio={ratio} seed={seed}"
+        self.labels = kind if kind == "given" else f"{kind} ratio={ratio} width={width} seed={seed}"
 
     def __len__(self):
         return len(self._source)

@@ -229,6 +229,15 @@ class ScribblesTest(parameterized.TestCase):
         drawn = scribbles.scribbles(label, np.random.default_rng(0)) == 0
         self.assertGreater(np.ptp(np.flatnonzero(drawn.any(0))), 60)
 
+    def test_width(self):
+        label = np.zeros((60, 160), np.uint8)
+        for width in (1, 3, 7):
+            drawn = scribbles.scribbles(label, np.random.default_rng(0), width=(width, width)) == 0
+            across = drawn.sum(0)[drawn.any(0)]              # the stroke runs along the rows
+            self.assertBetween(np.median(across), width, 1.5 * width)
+        with self.assertRaisesRegex(ValueError, "least, most"):
+            scribbles.scribbles(label, np.random.default_rng(0), width=(4, 2))
+
     def test_points(self):
         label = np.full((30, 30), 2, np.uint8)
         label[:, 15:] = 1

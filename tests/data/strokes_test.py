@@ -100,12 +100,16 @@ class StrokesTest(parameterized.TestCase):
     def test_settings_that_can_not_be(self):
         scenes, bare = SceneSource(1), self.folder([np.zeros((8, 8))], num_classes=1)
         bare.num_classes = 0
-        for source, kind, ratio, message in (
-                (scenes, "boxes", 1.0, "config.scribble.annotation is 'boxes'; choose one of"),
-                (scenes, "scribbles", 1.5, "config.scribble.ratio=1.5: choose from 0 to 1"),
-                (bare, "given", 1.0, "folder has no labels.*config.data.labels=DIR")):
+        for source, kind, options, message in (
+                (scenes, "boxes", {}, "config.scribble.annotation is 'boxes'; choose one of"),
+                (scenes, "scribbles", {"ratio": 1.5},
+                 "config.scribble.ratio=1.5: choose from 0 to 1"),
+                (scenes, "scribbles", {"width": (5, 3)}, r"config.scribble.width=\(5, 3\): give"),
+                (scenes, "scribbles", {"width": (0, 3)}, r"config.scribble.width=\(0, 3\): give"),
+                (scenes, "scribbles", {"width": (3,)}, r"config.scribble.width=\(3,\): give"),
+                (bare, "given", {}, "folder has no labels.*config.data.labels=DIR")):
             with self.assertRaisesRegex(DataError, message):
-                StrokeSource(source, kind, ratio=ratio)
+                StrokeSource(source, kind, **options)
 
 
 class LabelledCropTest(absltest.TestCase):
