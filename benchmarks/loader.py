@@ -31,7 +31,7 @@ _RUNS = flags.DEFINE_integer("runs", 3, "Runs of each.", lower_bound=1)
 _SIDE = 224
 
 
-class TwoViews:
+class _PeerViews:
     """The peer's map-style dataset; Pillow's transforms, one generator an example."""
 
     def __init__(self, paths, settings):
@@ -77,7 +77,7 @@ def main(_):
     def peer(workers):
         def forever():
             while True:
-                yield from DataLoader(TwoViews(paths, settings), _BATCH_SIZE.value, shuffle=True,
+                yield from DataLoader(_PeerViews(paths, settings), _BATCH_SIZE.value, shuffle=True,
                                       drop_last=True, num_workers=workers,
                                       persistent_workers=workers > 0)
         return forever()

@@ -30,7 +30,7 @@ def _regions(label, min_area):
 def _walk(depth, start, heading, margin, rng):
     """Points float [n, 2] of an arm that leaves `start` and keeps `margin` from the border."""
     height, width = depth.shape
-    points, here, room = [], start, depth[tuple(start.astype(int))]
+    points, here = [], start
     bend, first = rng.normal(0, 0.03), heading
     for _ in range(height + width):
         angles = heading + bend + _TURNS
@@ -46,7 +46,7 @@ def _walk(depth, start, heading, margin, rng):
         inside = np.all((ahead[best] >= 0) & (ahead[best] <= (height - 1, width - 1)))
         if not inside or score[best] == -np.inf:
             break
-        heading, here, room = angles[best], ahead[best], rooms[0, best]
+        heading, here = angles[best], ahead[best]
         points.append(here)
     return np.array(points).reshape(-1, 2)
 
