@@ -11,13 +11,12 @@ DIR/ablation.md too: mean and range over the seeds of the last checkpoint's scor
 part raises each seed's.
 """
 
-import json
 import pathlib
-import subprocess
-import sys
 
 import numpy as np
 from absl import app, flags
+
+from benchmarks.finished_runs import score
 
 _CONFIG = flags.DEFINE_string("config", None, "Config file of fs4_jax.main.")
 _OUT = flags.DEFINE_string("out", None, "Folder of the runs and of the table.")
@@ -39,28 +38,6 @@ PARTS = {
     "training": {"total_steps": 1},            # what is left is the fitted start
     "rounds": {"fs4.bootstrap.every": 0},
 }
-
-
-def command(config, workdir, seed, changes, rest):
-    """The command line of one run."""
-    switches = [f"--config.{key}={value}" for key, value in changes.items()]
-    return [sys.executable, "-m", "fs4_jax.main", f"--config={config}", f"--workdir={workdir}",
-            f"--config.seed={seed}", *rest, *switches]
-
-
-def score(config, workdir, seed, changes, rest):
-    """{"miou", "accuracy", "floors"} of a run, which is made first where it is not finished."""
-    scores = workdir / "eval.json"
-    if not (workdir / "report.html").exists():         # the last thing that a run writes
-        workdir.parent.mkdir(parents=True, exist_ok=True)
-        with open(f"{workdir}.log", "a") as log:
-            status = subprocess.run(command(config, workdir, seed, changes, rest), stdout=log,
-                                    stderr=subprocess.STDOUT).returncode
-        if status or not scores.exists():
-            lines = pathlib.Path(f"{workdir}.log").read_text().splitlines()[-5:]
-            raise SystemExit("\n".join([*lines, f"that run failed ({workdir}.log); the runs before "
-                                        "it are kept, the same command goes on"]))
-    return json.loads(scores.read_text())
 
 
 def row(variant, runs, whole):
