@@ -7,4 +7,5 @@ source "$(dirname "${BASH_SOURCE[0]}")/setup.sh" "$@"
 
 install "[test]"
 cd "$root"
-run "$venv/bin/python" -m pytest "$@"
+# Two workers of a few GB each, a file at a time: a test class's run is made once.
+run "$venv/bin/python" -m pytest --numprocesses=2 --dist=loadfile "$@"

@@ -16,8 +16,17 @@ _cache = tempfile.TemporaryDirectory(prefix="fs4_compiled_")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _cache.name)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 
+import jax  # noqa: E402
+import pytest  # noqa: E402
 from absl import flags  # noqa: E402
 
 # grain's worker processes read a flag of theirs; under pytest nobody parses the flags.
 if not flags.FLAGS.is_parsed():
     flags.FLAGS.mark_as_parsed()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _forget_compiled_programs():
+    """All programs of the suite take 6 GB; those of a module are of little use to the next one."""
+    yield
+    jax.clear_caches()
