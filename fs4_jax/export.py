@@ -172,10 +172,9 @@ def _check_out(out):
 
 def _write(out, content):
     from fs4_jax.data.images import DataError
-    partial = out.with_name(out.name + ".partial")
+    from fs4_jax.whole_files import write_whole
     try:
-        partial.write_bytes(content)
-        os.replace(partial, out)
+        write_whole(out, content)
     except OSError as error:
         raise DataError(f"--out={out} can not be written: {error.strerror or error}") from error
 

@@ -17,6 +17,7 @@ from fs4_jax.evaluation.pictures import (colour_labels, contact_sheet, overlay, 
                                          save_indexed_png)
 from fs4_jax.evaluation.regions import coco_annotations
 from fs4_jax.evaluation.upsample import upsample_argmax
+from fs4_jax.whole_files import write_whole
 
 KINDS = {"masks": ".png", "overlays": ".jpg", "probabilities": ".npz", "polygons": ".json"}
 PLAN_FILE = "predict.json"
@@ -75,7 +76,7 @@ class Predictions:
         if "polygons" in self._kinds:
             told = {"height": int(size[0]), "width": int(size[1]),
                     "annotations": coco_annotations(label)}
-            _save(self._path("polygons", index), json.dumps(told).encode())
+            write_whole(self._path("polygons", index), json.dumps(told))
         self._written.add(int(index))
 
     def finish(self):
@@ -83,7 +84,7 @@ class Predictions:
         names = self._classes.names
         entries = [{"id": i, "name": name, "colour": self._colours[i].tolist()}
                    for i, name in enumerate(names)]
-        _save(self._inside("classes.json"), (json.dumps(entries, indent=2) + "\n").encode())
+        write_whole(self._inside("classes.json"), json.dumps(entries, indent=2) + "\n")
         there = [i for i in range(len(self._source)) if i in self._written or self.is_there(i)]
         if "polygons" in self._kinds:
             self._save_annotations(there, entries)
@@ -100,7 +101,7 @@ class Predictions:
         """When the present plan was made, in ns; a new one is made now."""
         file, text = self._inside(PLAN_FILE), json.dumps(plan, indent=2) + "\n"
         if not file.exists() or file.read_text() != text:
-            _save(file, text.encode())
+            write_whole(file, text)
         return file.stat().st_mtime_ns
 
     def _file(self, kind, index):
@@ -153,7 +154,7 @@ class Predictions:
                 np.lib.format.write_array(data, array, allow_pickle=False)
                 entry = zipfile.ZipInfo(f"{name}.npy", _ANY_DAY)
                 archive.writestr(entry, data.getvalue(), zipfile.ZIP_DEFLATED)
-        _save(self._path("probabilities", index), content.getvalue())
+        write_whole(self._path("probabilities", index), content.getvalue())
 
     def _save_annotations(self, there, entries):
         """annotations.json, COCO's form: images count from 1 in their order, categories too."""
@@ -170,7 +171,7 @@ class Predictions:
                        "color": entry["colour"]} for entry in entries]
         told = {"info": {"description": "fs4_jax.predict"}, "images": images,
                 "categories": categories, "annotations": annotations}
-        _save(self._inside("annotations.json"), json.dumps(told).encode())
+        write_whole(self._inside("annotations.json"), json.dumps(told))
 
     def _tile(self, index):
         """(name, small copies of image, prediction and overlay), on white where they are narrow."""
@@ -197,11 +198,4 @@ def _need_pycocotools():
 def _save_jpeg(picture, path):
     content = io.BytesIO()
     picture.save(content, "JPEG", quality=90)
-    _save(path, content.getvalue())
-
-
-def _save(path, content):
-    """Whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(content)
-    os.replace(partial, path)
+    write_whole(path, content.getvalue())

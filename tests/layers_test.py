@@ -22,8 +22,8 @@ LAYERS = (
      "evaluation.protocols", "evaluation.upsample", "evaluation.floors", "evaluation.collapse",
      "evaluation.geometry", "evaluation.readout", "evaluation.probe", "evaluation.knn",
      "evaluation.tally", "evaluation.regions", "sharding", "optimizer", "metrics", "config",
-     "config_checks", "config_files", "onnx_graph", "onnx_rules", "distributed", "compile_cache", "nonfinite",
-     "stopping", "batch_log"},
+     "config_checks", "config_files", "onnx_graph", "onnx_rules", "distributed", "compile_cache",
+     "nonfinite", "stopping", "batch_log", "whole_files"},
     # L1: models, losses, sources of images
     {"models", "models.position", "models.block_ops", "models.transformer", "models.vit",
      "models.architecture", "models.weight_files", "models.weight_names", "models.encoder_files",
