@@ -11,20 +11,20 @@ import jax
 import numpy as np
 from PIL import Image
 
+from fs4_jax.archives import write_npz
 from fs4_jax.config import ConfigError
 from fs4_jax.data.images import DataError, read_label
 from fs4_jax.evaluation.pictures import (colour_labels, contact_sheet, overlay, palette,
                                          save_indexed_png)
 from fs4_jax.evaluation.regions import coco_annotations
 from fs4_jax.evaluation.upsample import upsample_argmax
-from fs4_jax.whole_files import write_whole
+from fs4_jax.whole_files import whole_file, write_whole
 
 KINDS = {"masks": ".png", "overlays": ".jpg", "probabilities": ".npz", "polygons": ".json"}
 PLAN_FILE = "predict.json"
 _TILE = 256                   # pixels of a mask at once, squared: memory does not grow with images
 _SHEET_PICTURES = 12
 _SHEET_SIZE = (320, 480)      # width, largest height
-_ANY_DAY = (1980, 1, 1, 0, 0, 0)
 
 
 class Predictions:
@@ -141,20 +141,13 @@ class Predictions:
         return picture
 
     def _save_probabilities(self, index, probabilities, extent, size):
-        """An .npz of the same bytes for the same numbers: np.savez notes the time."""
         classes = np.zeros((*probabilities.shape[:2], len(self._classes.names)), np.float32)
         for cluster, i in enumerate(self._classes.ids):
             classes[..., i] += probabilities[..., cluster]
-        content = io.BytesIO()
-        with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
-            for name, array in (("probabilities", classes.astype(np.float16)),
-                                ("extent", np.asarray(extent, np.int32)),
-                                ("size", np.asarray(size, np.int32))):
-                data = io.BytesIO()
-                np.lib.format.write_array(data, array, allow_pickle=False)
-                entry = zipfile.ZipInfo(f"{name}.npy", _ANY_DAY)
-                archive.writestr(entry, data.getvalue(), zipfile.ZIP_DEFLATED)
-        write_whole(self._path("probabilities", index), content.getvalue())
+        arrays = {"probabilities": classes.astype(np.float16),
+                  "extent": np.asarray(extent, np.int32), "size": np.asarray(size, np.int32)}
+        with whole_file(self._path("probabilities", index)) as writing:
+            write_npz(writing, arrays.items(), compression=zipfile.ZIP_DEFLATED)
 
     def _save_annotations(self, there, entries):
         """annotations.json, COCO's form: images count from 1 in their order, categories too."""

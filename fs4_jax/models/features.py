@@ -25,6 +25,7 @@ import numpy as np
 from absl import app, flags
 
 # Whatever needs jax is imported where it is used, so that --help answers at once.
+from fs4_jax.archives import write_npz
 from fs4_jax.data.images import DataError
 from fs4_jax.whole_files import whole_file, write_whole
 
@@ -33,7 +34,6 @@ OUTPUTS = ("patch_tokens", "cls", "keys")
 DTYPES = ("float32", "float16")
 
 _NAMES, _METADATA, _SKIPPED = "__names__", "__metadata__", "__skipped__"
-_ANY_DAY = (1980, 1, 1, 0, 0, 0)    # in the .npz: the same features are the same bytes
 
 
 def main(argv):
@@ -204,7 +204,7 @@ class _Partial:
         chunk = self.folder / f"{self._number:08d}.npz"
         arrays = {**features, _SKIPPED: np.array(skipped, str)}
         with _explained(chunk), whole_file(chunk, durable=True) as writing:
-            _write_npz(writing, arrays.items())
+            write_npz(writing, arrays.items())
         self._number += 1
         self.where |= dict.fromkeys(features, chunk)
         self.skipped |= set(skipped)
@@ -215,7 +215,7 @@ class _Partial:
             arrays = ((name, self._array(name)) for name in names)
             told = ((_NAMES, np.array(names)), (_METADATA, np.array(json.dumps(metadata))))
             with _explained(self._out), whole_file(self._out, durable=True) as writing:
-                _write_npz(writing, told, arrays)
+                write_npz(writing, told, arrays)
         else:
             self._write_array_record(names, json.dumps(metadata).encode())
         shutil.rmtree(self.folder)
@@ -234,16 +234,6 @@ class _Partial:
                 writer.write(encode({"name": name.encode(), "features": features.getvalue(),
                                      "metadata": metadata}))
             writer.close()
-
-
-def _write_npz(file, *items):
-    """(name, array) one after the other: np.savez would hold all of them, and notes the time."""
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-        for some in items:
-            for name, array in some:
-                entry = zipfile.ZipInfo(f"{name}.npy", _ANY_DAY)
-                with archive.open(entry, "w", force_zip64=True) as stream:
-                    np.lib.format.write_array(stream, np.asanyarray(array), allow_pickle=False)
 
 
 @contextlib.contextmanager
