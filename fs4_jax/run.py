@@ -108,7 +108,7 @@ class Run:
         state = self.abstract_state()
         trained, _ = split(state.params, self.method.frozen)
         return [name for name, _ in
-                tensors_of_step(batch, state.params, metrics, trained, state.extra, trained)]
+                tensors_of_step(batch, trained, metrics, trained, state.extra, trained)]
 
     def _seeds(self):
         return jax.random.key(self.config.seed), self.encoder_params

@@ -79,6 +79,15 @@ class PoliciesTest(TinyRunCase):
         with in_place():       # goes on, with the settings of a policy changed at that
             self.assertEqual(self.train("w", **{"nonfinite.policy": "skip"}), 0)
 
+    def test_names_are_of_what_is_trained(self):
+        with in_place(bad_steps=(1,), frozen=("encoder",)):
+            run = prepare(tiny_run())
+            names = run.tensor_names(run.abstract_batch(), {"loss": jnp.float32(0)})
+            self.assertContainsSubset(["params/head/kernel", "update of head/kernel"], names)
+            self.assertEmpty([name for name in names if "encoder" in name])
+            with self.assertRaisesRegex(NonFinite, "that is no number: loss_colour"):
+                self.train("w")
+
     def test_a_bad_batch_is_named(self):
         with in_place():
             mean, name = self.poison(3)

@@ -30,8 +30,8 @@ class TinyMethod:
     encoder: Any
     bad_steps: tuple = ()
     poison: float | None = None
+    frozen: tuple = ()
     title = "tiny"
-    frozen = ()
     temperature = 1.0
     has_classes = True
     supervised = True
