@@ -21,6 +21,7 @@ from fs4_jax.config import default_config
 from fs4_jax.data import pipeline
 from fs4_jax.nonfinite import first_nonfinite, tensors_of_step
 from fs4_jax.run import checked_source, prepare
+from fs4_jax.train_step import split
 from tests.reliability import runs
 
 _KILLS = flags.DEFINE_integer("kills", 20, "SIGKILLs of each method.", lower_bound=0)
@@ -80,11 +81,11 @@ def costs():
     print(f"hash of an example of {sum(x.nbytes for x in views.values()) / 1e3:.0f} kB: "
           f"{_timed(lambda: pipeline._hash_of(0, views))}; the example itself: "
           f"{_timed(lambda: run.make_views(source[0]['image'], np.random.default_rng(0)))}")
-    look = jax.jit(lambda state: first_nonfinite(tensors_of_step(
-        {}, state.params, {"loss": state.step.astype(np.float32)}, state.params, state.extra,
-        state.params)))
+    trained, _ = split(state.params, run.method.frozen)
+    look = jax.jit(lambda trained, extra: first_nonfinite(tensors_of_step(
+        {}, trained, {"loss": np.float32(0)}, trained, extra, trained)))
     print("first number that is none (parameters, gradients, updates), by itself: "
-          f"{_timed(lambda: look(state).block_until_ready())}")
+          f"{_timed(lambda: look(trained, state.extra).block_until_ready())}")
 
 
 def _timed(function):

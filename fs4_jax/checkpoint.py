@@ -13,13 +13,11 @@ from absl import logging
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
+from fs4_jax.errors import CheckpointError
+
 _POLICIES = ocp.training.preservation_policies
 _DAMAGED = "damaged_checkpoints"
 _PLACE = "place.json"
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint that could not be written, or none that can be read; says what is whole."""
 
 
 class Checkpoints:

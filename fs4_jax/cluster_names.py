@@ -7,13 +7,13 @@
 
 import dataclasses
 import json
-import os
 import pathlib
 
 import numpy as np
 
 from fs4_jax.config import ConfigError
 from fs4_jax.evaluation.protocols import PROTOCOLS
+from fs4_jax.whole_files import write_whole
 
 FILE = "clusters.json"
 LONGEST_NAME = 80       # letters
@@ -92,10 +92,7 @@ def read_cluster_names(workdir, num_clusters):
 
 def write_cluster_names(workdir, names):
     """Writes W/clusters.json, whole or not at all."""
-    path = pathlib.Path(workdir) / FILE
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(names.to_json())
-    os.replace(partial, path)
+    write_whole(pathlib.Path(workdir) / FILE, names.to_json())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,8 +149,8 @@ def _unnamed(workdir, config, supervised):
     # A protocol may have matched k-means' clusters, or a probe's: not those of the model.
     protocol = PROTOCOLS.get(scores.get("protocol"))
     if "matching" not in scores or protocol and protocol.clusters != "model":
-        why = (f"protocol {scores['protocol']} of {path} matches none of its clusters" if scores else
-               f"no labels were scored in {workdir}")
+        why = (f"protocol {scores['protocol']} of {path} matches none of its clusters"
+               if scores else f"no labels were scored in {workdir}")
         return MaskClasses(themselves, [f"cluster {k}" for k in range(num_clusters)],
                            f"{why}: mask ids are clusters")
     ids, names = np.array(scores["matching"]), list(scores["class_names"])

@@ -7,6 +7,8 @@ import tempfile
 import ml_collections
 from ml_collections.config_dict import FieldReference
 
+from fs4_jax.whole_files import write_whole
+
 # config.data.name: its label sets, config.data.label_set, the default first.
 DATA_SETS = {
     "folder": (), "scenes": (),
@@ -261,9 +263,7 @@ def remember_config(config, workdir, write=True):
                               "Give another --workdir, or the same settings to resume it.")
     if not write:
         return
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(_plain(config), indent=2) + "\n")
-    temporary.replace(path)
+    write_whole(path, json.dumps(_plain(config), indent=2) + "\n")
 
 
 def recall_config(workdir):

@@ -6,10 +6,17 @@ import sys
 
 from absl import app, logging
 
-from fs4_jax.checkpoint import CheckpointError
 from fs4_jax.config import ConfigError
-from fs4_jax.data.folder import DataError, UnreadableImage
+from fs4_jax.data.images import DataError, UnreadableImage
 from fs4_jax.models.weight_files import WeightsError
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that could not be written, or none that can be read; says what is whole.
+
+    It stands here, for a command that reads no checkpoint need not wait for orbax.
+    """
+
 
 EXPLAINED = (ConfigError, DataError, UnreadableImage, WeightsError, CheckpointError)
 _OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)

@@ -26,14 +26,13 @@ from fs4_jax.metrics import read_metrics
 from fs4_jax.run import checked_source, prepare, restore_inference
 from fs4_jax.stopping import EXIT_INTERRUPTED, StopSignals
 from fs4_jax.token_probes import TokenProbes
+from fs4_jax.whole_files import write_whole
 
 
 def write_scores(workdir, scores):
     """Writes eval.json (the newest evaluation) and adds it to evals.jsonl (all of them)."""
     workdir = pathlib.Path(workdir)
-    temporary = workdir / "eval.json.tmp"
-    temporary.write_text(json.dumps(scores, indent=2) + "\n")
-    temporary.replace(workdir / "eval.json")
+    write_whole(workdir / "eval.json", json.dumps(scores, indent=2) + "\n")
     with open(workdir / "evals.jsonl", "a") as file:
         file.write(json.dumps({k: v for k, v in scores.items() if k != "confusion"}) + "\n")
 

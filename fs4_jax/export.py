@@ -25,7 +25,6 @@ from absl import app, flags
 FORMATS = ("stablehlo", "onnx")
 PLATFORMS = ("cpu", "cuda", "tpu")
 LEAST_AGREEMENT = 0.999         # of the pixels' classes, of the file and the model
-_ANY_DAY = (1980, 1, 1, 0, 0, 0)
 _RUNS = 5
 
 
@@ -77,6 +76,8 @@ def _stablehlo(model):
     import jax
     import numpy as np
     from jax import export as jax_export
+
+    from fs4_jax.archives import entry_of
     batch, = jax_export.symbolic_shape("batch")
     images = jax.ShapeDtypeStruct((batch, *model.size, 3), np.uint8)
     exported = jax_export.export(jax.jit(model.segment), platforms=PLATFORMS)(images)
@@ -85,7 +86,7 @@ def _stablehlo(model):
     with zipfile.ZipFile(content, "w", zipfile.ZIP_STORED) as archive:
         for name, data in (("metadata.json", (json.dumps(about, indent=2) + "\n").encode()),
                            ("model.jax_export", exported.serialize())):
-            archive.writestr(zipfile.ZipInfo(name, _ANY_DAY), data)
+            archive.writestr(entry_of(name), data)
     return content.getvalue()
 
 
@@ -172,10 +173,9 @@ def _check_out(out):
 
 def _write(out, content):
     from fs4_jax.data.images import DataError
-    partial = out.with_name(out.name + ".partial")
+    from fs4_jax.whole_files import write_whole
     try:
-        partial.write_bytes(content)
-        os.replace(partial, out)
+        write_whole(out, content)
     except OSError as error:
         raise DataError(f"--out={out} can not be written: {error.strerror or error}") from error
 

@@ -15,6 +15,7 @@ import types
 import numpy as np
 
 from fs4_jax import distributed
+from fs4_jax.whole_files import write_whole
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -123,12 +124,7 @@ class MetricsWriter:
         self._events.flush()
 
     def _rewrite(self, rows):
-        partial = self.path.with_name(self.path.name + ".partial")
-        with partial.open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(row) + "\n" for row in rows)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, self.path)
+        write_whole(self.path, "".join(json.dumps(row) + "\n" for row in rows), durable=True)
 
 
 def read_metrics(path):

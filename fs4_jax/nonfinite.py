@@ -1,9 +1,9 @@
 """Numbers that are none: which tensor of a step held the first, and steps that leave no trace.
 
 Which is first goes by the order in which a step makes its tensors, as far as that can be said:
-what it was given (the batch, the parameters), the loss's terms, the loss, the gradients from the
-head back to the patch embedding, the rest of the metrics, `extra`, and the optimizer's updates. The
-first of them is where to look: what is made of it is no number either.
+what it was given (the batch, the trained parameters), the loss's terms, the loss, the gradients
+from the head back to the patch embedding, the rest of the metrics, `extra`, and the optimizer's
+updates. The first of them is where to look: what is made of it is no number either.
 """
 
 import re
@@ -17,7 +17,8 @@ FIRST = "first_nonfinite"        # the metric: place of the first bad tensor, -1
 def tensors_of_step(batch, params, metrics, grads, extra, updates):
     """[(name, array)] of the floating point tensors of a step, in the order they are made.
 
-    Takes arrays or shape structs; `params` are those that the step began with.
+    Takes arrays or shape structs. `params` are the trained ones, as the step began with them: the
+    frozen ones do not change, and to read them at every step would cost what the encoder weighs.
     """
     terms = sorted(name for name in metrics if name.startswith("loss_"))
     rest = sorted(metrics.keys() - {"loss", *terms})

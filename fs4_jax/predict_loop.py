@@ -68,7 +68,7 @@ class Model:
     def _segment_batch(self, params, images):
         logits = self.run.method.predict(params, images)["logits"]
         if self._crf:                # as the evaluator does it, with its scale of logits
-            scale = Protocol("", "").logit_scale
+            scale = Protocol.logit_scale
             return logits, dense_probabilities(logits, images.shape[1:3], lambda x: scale * x)
         return logits, jax.nn.softmax(logits / self.run.method.temperature, axis=-1)
 

@@ -11,19 +11,20 @@ import jax
 import numpy as np
 from PIL import Image
 
+from fs4_jax.archives import write_npz
 from fs4_jax.config import ConfigError
 from fs4_jax.data.images import DataError, read_label
 from fs4_jax.evaluation.pictures import (colour_labels, contact_sheet, overlay, palette,
                                          save_indexed_png)
 from fs4_jax.evaluation.regions import coco_annotations
 from fs4_jax.evaluation.upsample import upsample_argmax
+from fs4_jax.whole_files import whole_file, write_whole
 
 KINDS = {"masks": ".png", "overlays": ".jpg", "probabilities": ".npz", "polygons": ".json"}
 PLAN_FILE = "predict.json"
 _TILE = 256                   # pixels of a mask at once, squared: memory does not grow with images
 _SHEET_PICTURES = 12
 _SHEET_SIZE = (320, 480)      # width, largest height
-_ANY_DAY = (1980, 1, 1, 0, 0, 0)
 
 
 class Predictions:
@@ -75,7 +76,7 @@ class Predictions:
         if "polygons" in self._kinds:
             told = {"height": int(size[0]), "width": int(size[1]),
                     "annotations": coco_annotations(label)}
-            _save(self._path("polygons", index), json.dumps(told).encode())
+            write_whole(self._path("polygons", index), json.dumps(told))
         self._written.add(int(index))
 
     def finish(self):
@@ -83,7 +84,7 @@ class Predictions:
         names = self._classes.names
         entries = [{"id": i, "name": name, "colour": self._colours[i].tolist()}
                    for i, name in enumerate(names)]
-        _save(self._inside("classes.json"), (json.dumps(entries, indent=2) + "\n").encode())
+        write_whole(self._inside("classes.json"), json.dumps(entries, indent=2) + "\n")
         there = [i for i in range(len(self._source)) if i in self._written or self.is_there(i)]
         if "polygons" in self._kinds:
             self._save_annotations(there, entries)
@@ -100,7 +101,7 @@ class Predictions:
         """When the present plan was made, in ns; a new one is made now."""
         file, text = self._inside(PLAN_FILE), json.dumps(plan, indent=2) + "\n"
         if not file.exists() or file.read_text() != text:
-            _save(file, text.encode())
+            write_whole(file, text)
         return file.stat().st_mtime_ns
 
     def _file(self, kind, index):
@@ -140,20 +141,13 @@ class Predictions:
         return picture
 
     def _save_probabilities(self, index, probabilities, extent, size):
-        """An .npz of the same bytes for the same numbers: np.savez notes the time."""
         classes = np.zeros((*probabilities.shape[:2], len(self._classes.names)), np.float32)
         for cluster, i in enumerate(self._classes.ids):
             classes[..., i] += probabilities[..., cluster]
-        content = io.BytesIO()
-        with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
-            for name, array in (("probabilities", classes.astype(np.float16)),
-                                ("extent", np.asarray(extent, np.int32)),
-                                ("size", np.asarray(size, np.int32))):
-                data = io.BytesIO()
-                np.lib.format.write_array(data, array, allow_pickle=False)
-                entry = zipfile.ZipInfo(f"{name}.npy", _ANY_DAY)
-                archive.writestr(entry, data.getvalue(), zipfile.ZIP_DEFLATED)
-        _save(self._path("probabilities", index), content.getvalue())
+        arrays = {"probabilities": classes.astype(np.float16),
+                  "extent": np.asarray(extent, np.int32), "size": np.asarray(size, np.int32)}
+        with whole_file(self._path("probabilities", index)) as writing:
+            write_npz(writing, arrays.items(), compression=zipfile.ZIP_DEFLATED)
 
     def _save_annotations(self, there, entries):
         """annotations.json, COCO's form: images count from 1 in their order, categories too."""
@@ -170,7 +164,7 @@ class Predictions:
                        "color": entry["colour"]} for entry in entries]
         told = {"info": {"description": "fs4_jax.predict"}, "images": images,
                 "categories": categories, "annotations": annotations}
-        _save(self._inside("annotations.json"), json.dumps(told).encode())
+        write_whole(self._inside("annotations.json"), json.dumps(told))
 
     def _tile(self, index):
         """(name, small copies of image, prediction and overlay), on white where they are narrow."""
@@ -197,11 +191,4 @@ def _need_pycocotools():
 def _save_jpeg(picture, path):
     content = io.BytesIO()
     picture.save(content, "JPEG", quality=90)
-    _save(path, content.getvalue())
-
-
-def _save(path, content):
-    """Whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(content)
-    os.replace(partial, path)
+    write_whole(path, content.getvalue())

@@ -24,7 +24,7 @@ from fs4_jax.sharding import batch_sharding, check_batch, make_mesh, replicated,
 from fs4_jax.token_cache import CachedViews
 from fs4_jax.train_step import init_state, make_train_step, split
 
-_ENCODER_FILE = "encoder.json"
+ENCODER_FILE = "encoder.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +108,7 @@ class Run:
         state = self.abstract_state()
         trained, _ = split(state.params, self.method.frozen)
         return [name for name, _ in
-                tensors_of_step(batch, state.params, metrics, trained, state.extra, trained)]
+                tensors_of_step(batch, trained, metrics, trained, state.extra, trained)]
 
     def _seeds(self):
         return jax.random.key(self.config.seed), self.encoder_params
@@ -133,7 +133,7 @@ def prepare(config, trained_in=None):
         _check_micro_batch(config.batch_size, config.accumulate_steps, mesh)
         encoder, encoder_params = _build_encoder(config)
     else:
-        shape = json.loads((pathlib.Path(trained_in) / _ENCODER_FILE).read_text())
+        shape = json.loads((pathlib.Path(trained_in) / ENCODER_FILE).read_text())
         shape["pos_grid"] = tuple(shape["pos_grid"])
         encoder, encoder_params = ViT(**shape, dtype=jnp.dtype(config.dtype)), None
     encoder = dataclasses.replace(encoder, remat=config.encoder.remat)
@@ -188,7 +188,7 @@ def remember_encoder(run, workdir):
     encoder = run.method.encoder
     fields = {f.name: getattr(encoder, f.name) for f in dataclasses.fields(encoder)
               if f.name not in ("dtype", "remat", "parent", "name")}
-    (pathlib.Path(workdir) / _ENCODER_FILE).write_text(json.dumps(fields, indent=2) + "\n")
+    (pathlib.Path(workdir) / ENCODER_FILE).write_text(json.dumps(fields, indent=2) + "\n")
 
 
 def restore_inference(run, workdir, step=None):

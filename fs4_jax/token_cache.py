@@ -23,6 +23,7 @@ from fs4_jax.data.pipeline import seen_of
 from fs4_jax.metrics import ProgressLine
 from fs4_jax.models.encoder_files import fingerprint
 from fs4_jax.sharding import batch_sharding, replicated, round_up
+from fs4_jax.whole_files import write_whole
 
 _MANIFEST, _PROGRESS = "manifest.json", "progress.json"
 _SEED = 0                  # of the views: runs of other seeds read the same ones
@@ -209,7 +210,7 @@ def _claim(folder, plan):
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _write(path, plan)
+        write_whole(path, json.dumps(plan, indent=2) + "\n")
     except OSError as error:
         raise ConfigError(f"config.encoder.cache_dir={folder} can not be written: "
                           f"{error.strerror}") from error
@@ -234,10 +235,4 @@ def _open(folder, batch, total):
 def _save(folder, arrays, progress):
     for array in (arrays or {}).values():
         array.flush()
-    _write(folder / _PROGRESS, progress)
-
-
-def _write(path, value):
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(value, indent=2) + "\n")
-    temporary.replace(path)
+    write_whole(folder / _PROGRESS, json.dumps(progress, indent=2) + "\n")

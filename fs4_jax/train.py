@@ -14,7 +14,7 @@ from fs4_jax.compile_cache import StartUp
 from fs4_jax.config import ConfigError, check_workdir, remember_config
 from fs4_jax.evaluate import make_evaluator, partial_file, publish
 from fs4_jax.metrics import MetricsWriter, NoWriter
-from fs4_jax.run import checked_source, prepare, remember_encoder
+from fs4_jax.run import ENCODER_FILE, checked_source, prepare, remember_encoder
 from fs4_jax.stopping import EXIT_INTERRUPTED, HangWatch, StopSignals
 from fs4_jax.token_cache import cached_views
 from fs4_jax.train_step import restarted
@@ -180,7 +180,7 @@ def _claim(workdir, run):
     if distributed.is_first():
         remember_encoder(run, workdir)
     distributed.wait_for_all("workdir is made")
-    if not (workdir / "encoder.json").exists():
+    if not (workdir / ENCODER_FILE).exists():
         raise ConfigError(f"--workdir={workdir} is not on storage that all processes share: "
                           f"process {jax.process_index()} does not see what process 0 wrote there")
 

@@ -39,8 +39,7 @@ def make_train_step(method, optimizer, accumulate_steps=1, skip_nonfinite=False)
             state, step=state.step + 1, params={**moved, **frozen}, opt_state=opt_state,
             extra=extra, teacher=method.update_teacher(state.teacher, moved, state.step))
         metrics |= {"grad_norm": optax.tree.norm(grads)}
-        first = first_nonfinite(tensors_of_step(batch, state.params, metrics, grads, extra,
-                                                updates))
+        first = first_nonfinite(tensors_of_step(batch, trained, metrics, grads, extra, updates))
         if skip_nonfinite:
             new = _kept_where(first >= 0, new, state)
         return new, metrics | {FIRST: first}

@@ -15,7 +15,8 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from fs4_jax import checkpoint
-from fs4_jax.checkpoint import CheckpointError, Checkpoints, checksum
+from fs4_jax.checkpoint import Checkpoints, checksum
+from fs4_jax.errors import CheckpointError
 from fs4_jax.sharding import make_mesh
 
 

@@ -22,8 +22,8 @@ LAYERS = (
      "evaluation.protocols", "evaluation.upsample", "evaluation.floors", "evaluation.collapse",
      "evaluation.geometry", "evaluation.readout", "evaluation.probe", "evaluation.knn",
      "evaluation.tally", "evaluation.regions", "sharding", "optimizer", "metrics", "config",
-     "config_checks", "config_files", "onnx_graph", "onnx_rules", "distributed", "compile_cache", "nonfinite",
-     "stopping", "batch_log"},
+     "config_checks", "config_files", "onnx_graph", "onnx_rules", "distributed", "compile_cache",
+     "nonfinite", "stopping", "batch_log", "whole_files", "archives"},
     # L1: models, losses, sources of images
     {"models", "models.position", "models.block_ops", "models.transformer", "models.vit",
      "models.architecture", "models.weight_files", "models.weight_names", "models.encoder_files",
@@ -37,7 +37,7 @@ LAYERS = (
      "data.views", "data.crops", "data.aligned_crops", "data.scribbles", "data.strokes",
      "data.labelled_crop", "data.whole_images", "data.inputs", "data.tiles", "state"},
     # L2: files and pictures
-    {"data.sources", "data.pipeline", "data.build", "data.cocostuff_tfds", "checkpoint",
+    {"data.sources", "data.pipeline", "data.build", "data.cocostuff_tfds", "errors", "checkpoint",
      "cluster_names", "evaluation.pictures", "evaluation.report", "evaluation.report_charts",
      "evaluation.report_training"},
     # L3: the step and the methods
@@ -45,8 +45,8 @@ LAYERS = (
      "methods.alignseg", "methods.scribble", "methods.fs4_fit"},
     # L4: what runs
     {"run", "token_cache", "watch", "train", "evaluator", "eval_fits", "eval_scores",
-     "token_probes", "evaluate", "program_cost", "dry_run", "errors",
-     "segmenter", "standalone", "predictions", "predict_loop",
+     "token_probes", "evaluate", "program_cost", "dry_run", "segmenter",
+     "standalone", "predictions", "predict_loop",
      "viewer", "viewer.gallery", "viewer.server", "viewer.page"},
     # L5: commands
     {"main", "predict", "export", "view", "models.features", "models.weights", "evaluation.score",

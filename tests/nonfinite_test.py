@@ -1,11 +1,7 @@
 """A loss that is no number: what is named, and steps that are skipped or taken back."""
 
-import contextlib
 import dataclasses
-import io
-import pathlib
 import shutil
-import tempfile
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +15,7 @@ from fs4_jax.metrics import read_metrics
 from fs4_jax.nonfinite import first_nonfinite, tensors_of_step
 from fs4_jax.run import checked_source, prepare
 from fs4_jax.watch import NonFinite
-from tests.tiny_method import in_place, tiny_run
+from tests.tiny_method import TinyRunCase, in_place, tiny_run
 
 
 class NamesTest(parameterized.TestCase):
@@ -54,25 +50,12 @@ class NamesTest(parameterized.TestCase):
                 [x for _, x in spoilt]), first)
 
 
-class PoliciesTest(absltest.TestCase):
+class PoliciesTest(TinyRunCase):
     """The whole loop, with a method that compiles in a moment."""
-
-    def setUp(self):
-        super().setUp()
-        self.dir = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
-        self.log = io.StringIO()
-        self.enterContext(contextlib.redirect_stdout(self.log))
-        self.enterContext(contextlib.redirect_stderr(self.log))
 
     def train(self, name, **changes):
         """The exit status of a run in the folder `name`."""
         return train.train(tiny_run(**changes), self.dir / name)
-
-    def state(self, name):
-        run = prepare(tiny_run(), trained_in=self.dir / name)
-        with Checkpoints(self.dir / name, writes=False) as checkpoints:
-            state, _ = checkpoints.restore(run.abstract_state())
-        return jax.device_get((state.params, state.opt_state, state.teacher, state.extra))
 
     def column(self, name, metric):
         return [(row["step"], row[metric]) for row in read_metrics(
@@ -96,6 +79,15 @@ class PoliciesTest(absltest.TestCase):
         with in_place():       # goes on, with the settings of a policy changed at that
             self.assertEqual(self.train("w", **{"nonfinite.policy": "skip"}), 0)
 
+    def test_names_are_of_what_is_trained(self):
+        with in_place(bad_steps=(1,), frozen=("encoder",)):
+            run = prepare(tiny_run())
+            names = run.tensor_names(run.abstract_batch(), {"loss": jnp.float32(0)})
+            self.assertContainsSubset(["params/head/kernel", "update of head/kernel"], names)
+            self.assertEmpty([name for name in names if "encoder" in name])
+            with self.assertRaisesRegex(NonFinite, "that is no number: loss_colour"):
+                self.train("w")
+
     def test_a_bad_batch_is_named(self):
         with in_place():
             mean, name = self.poison(3)
@@ -109,9 +101,11 @@ class PoliciesTest(absltest.TestCase):
                                                 "checkpoint.every": 4}), 0)
             self.assertIn("skipped step 4 (1 so far): loss_colour is nan", self.log.getvalue())
             self.assertEqual(self.column("w", "skipped_steps"), [(5, 1)])
-            after = self.state("w")
+            step, *after = self.state("w")
             shutil.rmtree(self.dir / "w" / "checkpoints" / "5")
-            jax.tree.map(np.testing.assert_array_equal, self.state("w"), after)
+            before, *kept = self.state("w")
+            self.assertEqual((before, step), (4, 5))
+            jax.tree.map(np.testing.assert_array_equal, kept, after)
 
     def test_skipping_goes_on_and_gives_up(self):
         with in_place(bad_steps=(1, 2, 4)):

@@ -2,18 +2,23 @@
 
 import contextlib
 import dataclasses
+import io
+import pathlib
+import tempfile
 from typing import Any
 from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl.testing import parameterized
 
 from fs4_jax import run as run_lib
 from fs4_jax.config import default_config
 from fs4_jax.data.views import TwoViews, ViewSettings
 from fs4_jax.methods.base import running_mean
 from fs4_jax.sharding import make_mesh
+from tests.train_test import restored
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,8 +30,8 @@ class TinyMethod:
     encoder: Any
     bad_steps: tuple = ()
     poison: float | None = None
+    frozen: tuple = ()
     title = "tiny"
-    frozen = ()
     temperature = 1.0
     has_classes = True
     supervised = True
@@ -100,3 +105,18 @@ def in_place(**settings):
             mock.patch.object(run_lib, "make_method",
                               lambda config, encoder: TinyMethod(encoder, **settings)):
         yield
+
+
+class TinyRunCase(parameterized.TestCase):
+    """Runs in a folder of the test's own, `dir`; what they print is kept in `log`."""
+
+    def setUp(self):
+        super().setUp()
+        self.dir = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
+        self.log = io.StringIO()
+        self.enterContext(contextlib.redirect_stdout(self.log))
+        self.enterContext(contextlib.redirect_stderr(self.log))
+
+    def state(self, name):
+        """What `restored` gives of the run in the folder `name`."""
+        return restored(tiny_run(), self.dir / name)

@@ -45,7 +45,7 @@ def tiny_config(**changes):
 def restored(config, workdir):
     """The state in a workdir's newest checkpoint, on the host."""
     run = prepare(config, trained_in=workdir)
-    with Checkpoints(workdir) as checkpoints:
+    with Checkpoints(workdir, writes=False) as checkpoints:
         state, _ = checkpoints.restore(run.abstract_state())
     keys = jax.random.key_data(state.key)
     return jax.device_get((state.step, keys, state.params, state.opt_state, state.teacher,

@@ -18,9 +18,9 @@ import time
 from fs4_jax.data.images import DataError
 from fs4_jax.data.stored import (FEATURES_FILE, INFO_FILE, PLAN_FILE, array_record, encode,
                                  names_file, shard_name)
+from fs4_jax.whole_files import WRITING, whole_file, write_whole
 
 _FORMAT = 1
-_WRITING = ".writing"       # the end of a file's name until it is whole
 _OPTIONS = "group_size:1,uncompressed"     # the files are compressed as they are; read singly
 _TRIAL = 64                 # examples that a rate is measured on
 _CHUNK, _THREADS = 100, 8   # examples read at once: disks over a network answer late
@@ -105,14 +105,15 @@ def build(out, plan, splits, *, kinds, extra=(), on_shard=None):
         _begin(out, plan)
         kept = _write_shards(out, plan, splits, on_shard)
         for key, split in splits.items():
-            _write_text(out / names_file(key), "".join(f"{stem}\n" for stem in split.stems))
+            write_whole(out / names_file(key), "".join(f"{stem}\n" for stem in split.stems),
+                        durable=True)
         for source, name in extra:
             (out / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, out / name)
-        for path in out.glob(f"*{_WRITING}"):
+        for path in out.glob(f"*{WRITING}"):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-        _write_text(out / FEATURES_FILE, json.dumps(_features(plan, kinds), indent=2) + "\n")
-        _write_text(out / INFO_FILE, json.dumps(_info(plan), indent=2) + "\n")
+        _write_json(out / FEATURES_FILE, _features(plan, kinds))
+        _write_json(out / INFO_FILE, _info(plan))
     return kept
 
 
@@ -124,7 +125,7 @@ def seconds_for_each(splits, folder=None):
     """
     split = max(splits.values(), key=lambda split: len(split.stems))
     stems = split.stems[::-(-len(split.stems) // _TRIAL)]
-    with tempfile.TemporaryDirectory(dir=folder, suffix=_WRITING) as trial:
+    with tempfile.TemporaryDirectory(dir=folder, suffix=WRITING) as trial:
         start = time.monotonic()
         for _ in _write_shard(pathlib.Path(trial, "trial"), split, stems):
             pass
@@ -151,9 +152,9 @@ def _alone(out):
 def _begin(out, plan):
     """Writes the plan into an empty folder, or checks that it was begun with the same one."""
     if not (out / PLAN_FILE).exists():
-        if any(not path.name.endswith(_WRITING) for path in out.iterdir()):
+        if any(not path.name.endswith(WRITING) for path in out.iterdir()):
             raise DataError(f"--out={out} holds other files: give an empty or a new folder")
-        _write_text(out / PLAN_FILE, json.dumps(plan, indent=2) + "\n")
+        _write_json(out / PLAN_FILE, plan)
     elif _read_plan(out) != plan:
         raise DataError(f"--out={out} was begun from other files or splits ({PLAN_FILE} tells "
                         "which): give another folder, or delete this one")
@@ -208,35 +209,26 @@ def _num_records(path):
 
 def _write_shard(path, split, stems):
     """Writes a shard, whole or not at all; yields how many examples are in it, now and then."""
-    writing = path.with_name(path.name + _WRITING)
     try:
-        writer = array_record().ArrayRecordWriter(str(writing), _OPTIONS)
-        with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-            for first in range(0, len(stems), _CHUNK):
-                for record in pool.map(split.record, stems[first:first + _CHUNK]):
-                    writer.write(record)
-                if first + _CHUNK < len(stems):
-                    yield first + _CHUNK
-        writer.close()
-        with writing.open("rb") as file:
-            os.fsync(file.fileno())
+        with whole_file(path, durable=True) as writing:
+            writer = array_record().ArrayRecordWriter(str(writing), _OPTIONS)
+            with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+                for first in range(0, len(stems), _CHUNK):
+                    for record in pool.map(split.record, stems[first:first + _CHUNK]):
+                        writer.write(record)
+                    if first + _CHUNK < len(stems):
+                        yield first + _CHUNK
+            writer.close()
+            if _num_records(writing) != len(stems):
+                raise DataError(f"{writing} is not whole after it was written: is the disk full?")
     except (OSError, RuntimeError) as error:
-        raise DataError(f"{getattr(error, 'filename', None) or writing}: "
+        raise DataError(f"{getattr(error, 'filename', None) or path}: "
                         f"{getattr(error, 'strerror', None) or error}") from error
-    if _num_records(writing) != len(stems):
-        raise DataError(f"{writing} is not whole after it was written: is the disk full?")
-    os.replace(writing, path)
     yield len(stems)
 
 
-def _write_text(path, text):
-    """Whole or not at all."""
-    writing = path.with_name(path.name + _WRITING)
-    with writing.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(writing, path)
+def _write_json(path, value):
+    write_whole(path, json.dumps(value, indent=2) + "\n", durable=True)
 
 
 def _info(plan):

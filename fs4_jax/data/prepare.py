@@ -20,8 +20,6 @@ from fs4_jax.data import build, camvid, cityscapes, cocostuff, potsdam, voc
 from fs4_jax.data.images import DataError
 from fs4_jax.data.scribblesup import ScribbleSupSource
 from fs4_jax.errors import explained
-from fs4_jax.metrics import ProgressLine, format_seconds
-
 
 _SLACK = 1.02               # of the files' bytes, what ArrayRecord adds and more
 
@@ -122,6 +120,7 @@ def prepare(name, root, out=None, wanted=None, *, shard_size=1000, say=print):
     Raises:
       DataError: what is missing or wrong with it; too little space; see `build.build`.
     """
+    from fs4_jax.metrics import ProgressLine        # jax, which --help does without
     data_set, root = DATA_SETS[name], pathlib.Path(root)
     chosen = _check_pieces(data_set, name, root, wanted)
     splits = {split: _check_split(data_set, root, split, say) for split in chosen}
@@ -203,6 +202,7 @@ def _check_lists(root, chosen, say):
 
 def _estimate(plan, splits, out, say):
     """Says what disk and time a build takes; DataError where the disk has not so much."""
+    from fs4_jax.metrics import format_seconds
     size = _SLACK * sum(split["bytes"] for split in plan["splits"].values())
     number = sum(split["examples"] for split in plan["splits"].values())
     parent = pathlib.Path(out) if out else None

@@ -1,10 +1,23 @@
-"""Scores without label leakage: exact confusion counts, named matches and protocols."""
+"""Scores without label leakage: exact confusion counts, named matches and protocols.
 
-from fs4_jax.evaluation.confusion import IGNORE_LABEL, Confusion, confusion_matrix
-from fs4_jax.evaluation.matching import Scores, match_clusters, score_matching
-from fs4_jax.evaluation.objects import foreground_ari, mean_best_overlap
-from fs4_jax.evaluation.protocols import PROTOCOLS, evaluate_counts
+A name is imported when it is asked for: commands in this package answer --help without jax.
+"""
 
-__all__ = ["IGNORE_LABEL", "PROTOCOLS", "Confusion", "Scores", "confusion_matrix",
-           "evaluate_counts", "foreground_ari", "match_clusters", "mean_best_overlap",
-           "score_matching"]
+import importlib
+
+_HOMES = {
+    "IGNORE_LABEL": "confusion", "Confusion": "confusion", "confusion_matrix": "confusion",
+    "Scores": "matching", "match_clusters": "matching", "score_matching": "matching",
+    "foreground_ari": "objects", "mean_best_overlap": "objects",
+    "PROTOCOLS": "protocols", "evaluate_counts": "protocols"}
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name):
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__():
+    return sorted([*globals(), *_HOMES])

@@ -1,8 +1,8 @@
 """Confusion counts: exact integers, from one batch on a device to a whole data set on the host."""
 
-import jax
-import jax.numpy as jnp
 import numpy as np
+
+# jax is imported where it is used: who reads IGNORE_LABEL alone, as data sources do, goes without.
 
 IGNORE_LABEL = 255
 
@@ -23,6 +23,8 @@ def confusion_matrix(prediction, label, *, num_clusters, num_classes):
       int32 [num_clusters, num_classes] counts, exact up to 2^31-1 pixels a call. Sum calls on
       the host in int64 (`Confusion`): a data set can hold more pixels than int32 does.
     """
+    import jax
+    import jax.numpy as jnp
     if prediction.shape != label.shape:
         raise ValueError(f"prediction {prediction.shape} and label {label.shape} differ in shape")
     prediction = prediction.astype(jnp.int32).reshape(-1)
@@ -53,4 +55,5 @@ class Confusion:
 
     def add(self, counts):
         """Adds one batch's counts, int [num_clusters, num_classes]."""
+        import jax
         self.state["counts"] += np.asarray(jax.device_get(counts)).astype(np.int64)

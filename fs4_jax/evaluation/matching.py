@@ -5,7 +5,6 @@ import json
 import pathlib
 
 import numpy as np
-import scipy.optimize
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +32,7 @@ def match_clusters(counts):
     Returns:
       int [num_clusters]: the class of each cluster, -1 where none is left.
     """
+    import scipy.optimize           # slow to import, and a command that names MATCHINGS needs none
     rows, columns = scipy.optimize.linear_sum_assignment(np.asarray(counts), maximize=True)
     matching = np.full(counts.shape[0], -1, np.int64)
     matching[rows] = columns

@@ -2,13 +2,12 @@
 
 import functools
 import io
-import os
-import pathlib
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from fs4_jax.evaluation.confusion import IGNORE_LABEL
+from fs4_jax.whole_files import write_whole
 
 IGNORE_COLOUR = (52, 54, 60)
 _HATCH_COLOUR = (84, 87, 95)
@@ -164,10 +163,7 @@ def save_indexed_png(path, label, palette):
     Raises:
       ValueError: an id is above 255.
     """
-    path = pathlib.Path(path)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(encode_indexed_png(label, palette))
-    os.replace(partial, path)
+    write_whole(path, encode_indexed_png(label, palette))
 
 
 def legend(names, palette, width, *, size=13):

@@ -7,7 +7,6 @@ import html
 import io
 import json
 import math
-import os
 import pathlib
 import time
 
@@ -22,6 +21,7 @@ from fs4_jax.evaluation import report_training as training
 from fs4_jax.evaluation.confusion import IGNORE_LABEL
 from fs4_jax.evaluation.floors import FLOOR_TITLES
 from fs4_jax.evaluation.probe import PROBE_TITLES
+from fs4_jax.whole_files import write_whole
 
 _PICTURE_SIDE = 520      # longest side of an embedded picture, pixels
 _MOST_ROWS = 48          # of clusters, in the heat map and in the legend
@@ -86,9 +86,7 @@ def write_report(path, *, title, config, history, evaluation, pictures, clusters
     page = charts.page(str(title), _subtitle(history, evaluation), "\n".join(sections))
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(page, encoding="utf-8")
-    os.replace(partial, path)
+    write_whole(path, page)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,8 +18,6 @@ from PIL import Image
 
 from fs4_jax.evaluation.matching import MATCHINGS, read_matching, score_matching
 from fs4_jax.evaluation.per_image import PER_IMAGE
-from fs4_jax.metrics import ProgressLine
-
 
 _THREADS = 4
 _SHOWN = 10                  # names in an error
@@ -72,6 +70,7 @@ def score_folders(predictions, labels, *, num_classes, num_clusters=None, ignore
     Raises:
       MaskError: missing, unreadable or mis-sized masks, ids out of range; names files and ids.
     """
+    from fs4_jax.metrics import ProgressLine        # jax, which --help does without
     if matching is not None and protocol in PER_IMAGE:
         raise MaskError(f"--matching has no place in --protocol={protocol}: every image has its "
                         "own")

@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 import time
 import zipfile
 
@@ -12,6 +11,7 @@ from absl import logging
 from fs4_jax import distributed
 from fs4_jax.evaluation.confusion import Confusion
 from fs4_jax.evaluation.per_image import PER_IMAGE
+from fs4_jax.whole_files import whole_file
 
 _SAVE_SECONDS = 60.0
 
@@ -60,11 +60,9 @@ class Tally:
         arrays = {f"sums/{name}": value for name, value in self._sums.items()}
         for name, readout in self.readouts.items():
             arrays |= {f"readouts/{name}/{k}": v for k, v in readout.state.items()}
-        temporary = path.with_name(path.name + ".tmp")
-        with open(temporary, "wb") as file:
+        with whole_file(path) as writing, open(writing, "wb") as file:
             np.savez(file, key=json.dumps(key, sort_keys=True), done=sorted(self.done), **arrays,
                      **{f"fitted/{name}": v for name, v in _flat(self.fitted).items()})
-        os.replace(temporary, path)
 
     def save_now_and_then(self, path, key):
         """`save` when the last one is a minute ago; process 0 does."""

@@ -21,8 +21,6 @@ from fs4_jax.models.weight_files import (
     save_weights,
 )
 
-NAMES = ("official", "huggingface")
-
 
 @dataclasses.dataclass(frozen=True)
 class Found:
@@ -143,8 +141,8 @@ def export_encoder(params, path, *, model=None, num_heads=None, names="official"
 
 def encoder_tensors(params, *, model=None, num_heads=None, names="official", family=None):
     """({name: float32 array}, metadata) that `export_encoder` writes of its arguments."""
-    if names not in NAMES:
-        raise ValueError(f"names={names!r} is unknown: one of {', '.join(NAMES)}")
+    if names not in naming_of.NAMES:
+        raise ValueError(f"names={names!r} is unknown: one of {', '.join(naming_of.NAMES)}")
     rope = "pos_embed" not in params
     width = params["cls_token"].shape[-1]
     mlp = "swiglu" if "w12" in params["blocks_0"]["mlp"] else "gelu"

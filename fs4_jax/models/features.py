@@ -11,6 +11,7 @@ While it works, each batch is a file of the folder OUT.partial; the same command
 there, and computes none of them again. OUT appears when it is whole, and OUT.partial goes.
 """
 
+import contextlib
 import io
 import json
 import os
@@ -24,15 +25,15 @@ import numpy as np
 from absl import app, flags
 
 # Whatever needs jax is imported where it is used, so that --help answers at once.
+from fs4_jax.archives import write_npz
 from fs4_jax.data.images import DataError
+from fs4_jax.whole_files import whole_file, write_whole
 
 FORMATS = (".npz", ".array_record")
 OUTPUTS = ("patch_tokens", "cls", "keys")
 DTYPES = ("float32", "float16")
 
 _NAMES, _METADATA, _SKIPPED = "__names__", "__metadata__", "__skipped__"
-_WRITING = ".writing"               # the end of a file's name until it is whole
-_ANY_DAY = (1980, 1, 1, 0, 0, 0)    # in the .npz: the same features are the same bytes
 
 
 def main(argv):
@@ -185,7 +186,8 @@ class _Partial:
                                 f"({', '.join(other)}): go on with those, or remove that folder")
         else:
             self.folder.mkdir(exist_ok=True)
-            _write_whole(plan_file, lambda file: file.write(json.dumps(plan, indent=2).encode()))
+            with _explained(plan_file):
+                write_whole(plan_file, json.dumps(plan, indent=2), durable=True)
         self._number = 0
         for chunk in sorted(self.folder.glob("*.npz")):
             with np.load(chunk) as content:
@@ -201,7 +203,8 @@ class _Partial:
         skipped = [name for name, _ in skipped]
         chunk = self.folder / f"{self._number:08d}.npz"
         arrays = {**features, _SKIPPED: np.array(skipped, str)}
-        _write_whole(chunk, lambda file: _write_npz(file, arrays.items()))
+        with _explained(chunk), whole_file(chunk, durable=True) as writing:
+            write_npz(writing, arrays.items())
         self._number += 1
         self.where |= dict.fromkeys(features, chunk)
         self.skipped |= set(skipped)
@@ -211,7 +214,8 @@ class _Partial:
         if self._out.suffix == ".npz":
             arrays = ((name, self._array(name)) for name in names)
             told = ((_NAMES, np.array(names)), (_METADATA, np.array(json.dumps(metadata))))
-            _write_whole(self._out, lambda file: _write_npz(file, told, arrays))
+            with _explained(self._out), whole_file(self._out, durable=True) as writing:
+                write_npz(writing, told, arrays)
         else:
             self._write_array_record(names, json.dumps(metadata).encode())
         shutil.rmtree(self.folder)
@@ -222,38 +226,22 @@ class _Partial:
 
     def _write_array_record(self, names, metadata):
         from fs4_jax.data.stored import array_record, encode
-        writing = self._out.with_name(self._out.name + _WRITING)
-        writer = array_record().ArrayRecordWriter(str(writing), "group_size:1,uncompressed")
-        for name in names:
-            features = io.BytesIO()
-            np.save(features, self._array(name))
-            writer.write(encode({"name": name.encode(), "features": features.getvalue(),
-                                 "metadata": metadata}))
-        writer.close()
-        os.replace(writing, self._out)
+        with whole_file(self._out) as writing:
+            writer = array_record().ArrayRecordWriter(str(writing), "group_size:1,uncompressed")
+            for name in names:
+                features = io.BytesIO()
+                np.save(features, self._array(name))
+                writer.write(encode({"name": name.encode(), "features": features.getvalue(),
+                                     "metadata": metadata}))
+            writer.close()
 
 
-def _write_npz(file, *items):
-    """(name, array) one after the other: np.savez would hold all of them, and notes the time."""
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-        for some in items:
-            for name, array in some:
-                entry = zipfile.ZipInfo(f"{name}.npy", _ANY_DAY)
-                with archive.open(entry, "w", force_zip64=True) as stream:
-                    np.lib.format.write_array(stream, np.asanyarray(array), allow_pickle=False)
-
-
-def _write_whole(path, write):
-    """Calls write(file), and gives the file its name when it is on the disk."""
-    writing = path.with_name(path.name + _WRITING)
+@contextlib.contextmanager
+def _explained(path):
     try:
-        with writing.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(writing, path)
+        yield
     except OSError as error:
-        raise DataError(f"{writing} can not be written: {error.strerror or error}") from error
+        raise DataError(f"{path} can not be written: {error.strerror or error}") from error
 
 
 def _check_out(out):

@@ -1,7 +1,8 @@
 """Where a patch stands: stored position embeddings resized to a grid, and rotary ones (RoPE)."""
 
-import jax.numpy as jnp
 import numpy as np
+
+# jax is imported where it is used: a command that names RESIZES answers --help without.
 
 RESIZES = ("bicubic", "bicubic_offset", "bicubic_antialias")
 POSITIONS = (*RESIZES, "rope")
@@ -18,6 +19,7 @@ def resize_position(pos, grid, how="bicubic"):
         and iBOT do. "bicubic_antialias": size given and antialias=True, as DINOv2 does where it
         has registers.
     """
+    import jax.numpy as jnp
     if pos.shape[1:3] == tuple(grid):
         return pos
     rows = resize_weights(pos.shape[1], grid[0], how)
@@ -87,6 +89,7 @@ def rotate(x, angles):
       x: [b,heads,n,c] or [heads,b,n,c], queries or keys.
       angles: float32 [m,c], m <= n, from `rope_angles`.
     """
+    import jax.numpy as jnp
     still = x.shape[2] - len(angles)        # class token and registers
     cos = np.concatenate([np.ones((still, angles.shape[1]), np.float32), np.cos(angles)])
     sin = np.concatenate([np.zeros((still, angles.shape[1]), np.float32), np.sin(angles)])

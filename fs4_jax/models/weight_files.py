@@ -4,7 +4,6 @@ import argparse
 import contextlib
 import dataclasses
 import importlib
-import os
 import pathlib
 import pickle
 import re
@@ -14,6 +13,8 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import safetensors
 import safetensors.numpy
+
+from fs4_jax.whole_files import whole_file
 
 PICKLES = (".pth", ".pt", ".bin", ".ckpt", ".pkl", ".tar")
 FLOATS = ("F16", "BF16", "F32", "float16", "bfloat16", "float32")
@@ -75,14 +76,13 @@ def save_weights(path, tensors, metadata):
     path = pathlib.Path(path)
     if path.suffix not in (".safetensors", ".npz"):
         raise WeightsError(f"{path}: weights are written as .safetensors or .npz")
-    partial = path.with_name(path.name + ".partial")
     try:
-        if path.suffix == ".npz":
-            with open(partial, "wb") as file:
-                np.savez(file, **tensors, **{name: np.array(v) for name, v in metadata.items()})
-        else:
-            safetensors.numpy.save_file(tensors, partial, metadata=metadata)
-        os.replace(partial, path)
+        with whole_file(path) as writing:
+            if path.suffix == ".npz":
+                with open(writing, "wb") as file:
+                    np.savez(file, **tensors, **{name: np.array(v) for name, v in metadata.items()})
+            else:
+                safetensors.numpy.save_file(tensors, writing, metadata=metadata)
     except OSError as error:
         raise WeightsError(f"{path} can not be written: {error.strerror}") from error
 

@@ -21,6 +21,8 @@ import dataclasses
 import re
 from collections.abc import Mapping
 
+NAMES = ("official", "huggingface")        # that are written
+
 # A file may hold several encoders: the first of these words before a name says whose it is. In
 # order of preference: the averaged network is the one that is used afterwards.
 ROLES = ("teacher", "target_encoder", "momentum_encoder", "encoder_k", "student", "base_encoder",

@@ -13,11 +13,11 @@ import pathlib
 
 from absl import app, flags
 
+# Whatever needs jax is imported where it is used, so that --help answers at once.
 from fs4_jax.errors import explained
-from fs4_jax.models.encoder_files import NAMES, export_encoder, find_encoder
 from fs4_jax.models.position import RESIZES
 from fs4_jax.models.weight_files import WeightsError
-from fs4_jax.run import encoder_of_workdir
+from fs4_jax.models.weight_names import NAMES
 
 
 def main(argv):
@@ -45,6 +45,7 @@ def convert(source, target, *, names="official", position=None, allow_supervised
       WeightsError: as `load_encoder`; source and target are one file.
       ConfigError: a workdir without a checkpoint.
     """
+    from fs4_jax.models.encoder_files import export_encoder, find_encoder
     source, target = pathlib.Path(source), pathlib.Path(target)
     if source.resolve() == target.resolve():
         raise WeightsError(f"--output={target} is the input itself: choose another file")
@@ -67,6 +68,8 @@ def convert(source, target, *, names="official", position=None, allow_supervised
 
 
 def _convert_workdir(workdir, target, names):
+    from fs4_jax.models.encoder_files import export_encoder
+    from fs4_jax.run import encoder_of_workdir
     model, params = encoder_of_workdir(workdir)
     blocks = model.block or model.depth
     export_encoder(params, target, model=dataclasses.replace(model, depth=blocks, block=None),

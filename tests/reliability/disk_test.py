@@ -1,7 +1,6 @@
 """Disks that are full, can not be written or turn bits: what a run says, and that it goes on."""
 
 import contextlib
-import io
 import pathlib
 import subprocess
 import tempfile
@@ -11,14 +10,12 @@ from unittest import mock
 
 import jax
 import numpy as np
-from absl.testing import absltest, parameterized
+from absl.testing import absltest
 
 from fs4_jax import errors, train
 from fs4_jax.batch_log import read_batch_log
-from fs4_jax.checkpoint import Checkpoints
 from fs4_jax.config import ConfigError
-from fs4_jax.run import prepare
-from tests.tiny_method import in_place, tiny_run
+from tests.tiny_method import TinyRunCase, in_place, tiny_run
 
 
 @contextlib.contextmanager
@@ -41,22 +38,12 @@ def fill(path):
             pass
 
 
-class DiskCase(parameterized.TestCase):
+class DiskCase(TinyRunCase):
 
     def setUp(self):
         super().setUp()
-        self.dir = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
-        self.log = io.StringIO()
-        self.enterContext(contextlib.redirect_stdout(self.log))
-        self.enterContext(contextlib.redirect_stderr(self.log))
         self.enterContext(in_place())
         self.config = tiny_run(**{"total_steps": 8})
-
-    def state(self, workdir):
-        run = prepare(self.config, trained_in=workdir)
-        with Checkpoints(workdir, writes=False) as checkpoints:
-            state, step = checkpoints.restore(run.abstract_state())
-        return step, jax.device_get((state.params, state.opt_state, state.teacher, state.extra))
 
     def assert_as_undisturbed(self, workdir):
         whole = self.dir / "whole"
