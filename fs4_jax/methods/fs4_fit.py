@@ -151,7 +151,8 @@ def fit_clusters(embedding, groups, num_clusters, key, *, start=None, mixture=Tr
                          "(config.num_clusters, config.fs4.overcluster): use more or larger images")
     key = jax.random.fold_in(key, 1000)
     chosen = _sample(len(embedding), key)
-    points, groups = jnp.asarray(embedding[chosen]), {l: g[chosen] for l, g in groups.items()}
+    points = jnp.asarray(embedding[chosen])
+    groups = {level: group[chosen] for level, group in groups.items()}
     if start is None:
         start = kmeans(points, num_clusters, key=key, spherical=True,
                        restarts=_RESTARTS).centroids
