@@ -4,6 +4,7 @@ import math
 import pathlib
 import re
 import tempfile
+import textwrap
 
 import jax
 import numpy as np
@@ -77,8 +78,47 @@ def peers(page):
         _, described, peer, measured = (cell.strip() for cell in row.split("|")[1:-1])
         what = described.split(",")[0] or what
         if measured:
-            rows.append((what, peer, [float(x) for x in re.findall(r"[\d.]+", measured)]))
+            rows.append((what, peer, _numbers(measured)))
     return rows
+
+
+def _numbers(cell):
+    return [float(x) for x in re.findall(r"[\d.]+", cell)]
+
+
+def results(_):
+    """The table of docs/results.md: mIoU of each run, and of k-means on the same tokens and on RGB."""
+    rows = runs_of((DOCS / "results.md").read_text())
+    kinds = (("this library", BLUE), ("k-means on the same tokens", PALE), ("k-means on RGB", LINE))
+    left, right, top, step = 330, 700, 36, 54
+    chart = Chart(right + 50, top + step * len(rows))
+    x = left
+    for name, colour in kinds:
+        chart.bar(x, 9, x + 12, 21, colour, 2)
+        chart.text(x + 18, 15, name)
+        x += 44 + 5.6 * len(name)
+    most = max(end for _, _, (_, end) in rows)
+    for i, (run, values, seeds) in enumerate(rows):
+        y = top + step * i
+        for line, part in enumerate(textwrap.wrap(run, 48)):
+            chart.text(8, y + 10 + 16 * line, part)
+        for j, ((_, colour), value) in enumerate(zip(kinds, values, strict=True)):
+            end = left + (right - left) * value / most
+            chart.bar(left, y + 14 * j + 2, end, y + 14 * j + 14, colour)
+            if not j:
+                end = left + (right - left) * seeds[1] / most
+                chart.line([(left + (right - left) * x / most, y + 8) for x in seeds], INK, 1.5)
+            chart.text(end + 8, y + 14 * j + 8, f"{value:g}", size=11)
+    save("results.png", chart.pixels)
+
+
+def runs_of(page):
+    """Of each row of the page's table: its name, mIoU (its own, of k-means on its tokens, of k-means
+    on RGB), and the least and most of its own over the seeds."""
+    table = page[page.index("| run | mIoU |"):].split("\n\n")[0].splitlines()[2:]
+    cells = [[cell.strip() for cell in row.split("|")[1:-1]] for row in table]
+    return [(run.replace(" (below)", ""), [_numbers(cell)[0] for cell in (miou, tokens, rgb)],
+             _numbers(miou)[1:]) for run, miou, _, tokens, rgb in cells]
 
 
 def pods(_):

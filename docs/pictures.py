@@ -1,4 +1,4 @@
-"""Makes the pictures of the pages in docs/; all of them, or those of --only=NAME,NAME.
+"""Makes the pictures of the pages in docs/; all of them, or that of --only=NAME.
 
     bash launch/demo.sh
     python -m fs4_jax.main --config=configs/pretrain.py:scenes --workdir=workdirs/encoder
@@ -6,10 +6,9 @@
         --config.encoder.weights=workdirs/encoder
     python docs/pictures.py
 
-Run from the repository, in which the package is installed. performance, pods and reliability need
-no training. choosing_k and viewer are screenshots: they need Chromium and playwright (extra
-`test`), and are left out, with a word, where these are not. predict needs the extra `coco`, export
-the extra `onnx`.
+The package must be installed. results, performance, pods and reliability need no workdir.
+choosing_k and viewer are screenshots: they need Chromium and playwright (extra `test`), and are
+left out, with a word, where these are not. predict needs the extra `coco`, export `onnx`.
 """
 
 import dataclasses
@@ -30,8 +29,8 @@ _ALIGNSEG = flags.DEFINE_string("alignseg", "workdirs/alignseg",
 # Each writes NAME.png.
 _MAKERS = {make.__name__: make for make in (
     outcome.scenes, outcome.start, inside.encoders, charts.choosing_k, outcome.viewer, inside.fs4,
-    outcome.failures, inside.alignseg, outcome.protocols, charts.pods, charts.performance,
-    charts.reliability, outcome.predict, outcome.export, inside.glossary)}
+    outcome.failures, inside.alignseg, outcome.protocols, charts.results, charts.pods,
+    charts.performance, charts.reliability, outcome.predict, outcome.export, inside.glossary)}
 _ONLY = flags.DEFINE_multi_enum("only", [], list(_MAKERS), "The picture to make; repeatable.")
 
 
