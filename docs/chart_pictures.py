@@ -87,7 +87,7 @@ def _numbers(cell):
 
 
 def results(_):
-    """The table of docs/results.md: mIoU of each run, and of k-means on the same tokens and on RGB."""
+    """The table of docs/results.md: mIoU of each run, of k-means on the same tokens and on RGB."""
     rows = runs_of((DOCS / "results.md").read_text())
     kinds = (("this library", BLUE), ("k-means on the same tokens", PALE), ("k-means on RGB", LINE))
     left, right, top, step = 330, 700, 36, 54
@@ -113,8 +113,8 @@ def results(_):
 
 
 def runs_of(page):
-    """Of each row of the page's table: its name, mIoU (its own, of k-means on its tokens, of k-means
-    on RGB), and the least and most of its own over the seeds."""
+    """Of each row of the page's table: its name; mIoU, its own, of k-means on its tokens and of
+    k-means on RGB; the least and the most of its own over the seeds."""
     table = page[page.index("| run | mIoU |"):].split("\n\n")[0].splitlines()[2:]
     cells = [[cell.strip() for cell in row.split("|")[1:-1]] for row in table]
     return [(run.replace(" (below)", ""), [_numbers(cell)[0] for cell in (miou, tokens, rgb)],

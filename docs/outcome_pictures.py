@@ -10,6 +10,7 @@ import zipfile
 
 import jax
 import numpy as np
+import scipy.ndimage
 from picture_parts import (
     COLOURS,
     DOCS,
@@ -140,14 +141,19 @@ def predict(workdirs):
 
 
 def outlines(image, annotations, scale=4):
-    """An image with COCO's polygons, and the boxes of what has holes, in their classes' colours."""
+    """An image with the outlines of COCO's regions in their classes' colours."""
     picture = Image.fromarray(image // 2 + 120).resize((scale * SIDE,) * 2, Image.NEAREST)
     draw = ImageDraw.Draw(picture)
+    from pycocotools import mask as coco
     for one in annotations:
-        colour = tuple(map(int, COLOURS[one["category_id"] - 1]))
-        if isinstance(one["segmentation"], list):
-            corners = scale * np.array(one["segmentation"][0] + one["segmentation"][0][:4])
+        colour, region = tuple(COLOURS[one["category_id"] - 1].tolist()), one["segmentation"]
+        if isinstance(region, list):
+            corners = scale * np.array(region[0] + region[0][:4])
             draw.line(corners.tolist(), colour, 2 * scale)
+        else:                                   # has holes: a run-length code
+            mask = coco.decode(region).repeat(scale, 0).repeat(scale, 1).astype(bool)
+            edge = mask & ~scipy.ndimage.binary_erosion(mask, iterations=scale)
+            draw.bitmap((0, 0), Image.fromarray(edge), colour)
     return np.asarray(picture)
 
 

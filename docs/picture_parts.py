@@ -55,9 +55,15 @@ class Chart:
 
 
 def save(name, pixels):
-    """A PNG of 128 colours: a page is no place for megabytes. pixels: uint8 [H, W, 3]."""
+    """A PNG of few colours: a page is no place for megabytes. pixels: uint8 [H, W, 3].
+
+    Those of classes and clusters as they are, so that small things keep them, and what suits it.
+    """
     picture = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
-    picture.quantize(128, dither=Image.Dither.NONE).save(DOCS / name, optimize=True)
+    few = Image.new("P", (1, 1))
+    few.putpalette(picture.quantize(200).getpalette()[:3 * 200]
+                   + np.concatenate([COLOURS, UNNAMED]).reshape(-1).tolist() + [0] * 3 + [255] * 3)
+    picture.quantize(palette=few, dither=Image.Dither.NONE).save(DOCS / name, optimize=True)
     print(DOCS / name, f"{(DOCS / name).stat().st_size / 1000:.0f} kB", flush=True)
 
 
