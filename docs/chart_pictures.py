@@ -168,11 +168,11 @@ def reliability(_):
     from tests.reliability import runs
     with tempfile.TemporaryDirectory() as folder:
         cache, whole, parts = (pathlib.Path(folder, name) for name in ("cache", "whole", "parts"))
-        runs.Life("fs4", whole, cache).end()
+        runs.Life("tiny", whole, cache).end()
         lives = [(life.resumed, life.reached, "asked to leave" if life.how == "stop" else
                   "killed in a save" if life.saving else "killed")
-                 for life in runs.disturbed("fs4", parts, cache, kills=4, seed=1)]
-        runs.assert_same_run("fs4", whole, parts)
+                 for life in runs.disturbed("tiny", parts, cache, kills=4, seed=1)]
+        runs.assert_same_run("tiny", whole, parts)
         last = re.search(r"resuming from step (\d+)", parts.with_suffix(".log").read_text())
         lives.append((int(last[1]) if last else 0, runs.STEPS, "done"))
         curves = [[(row["step"], row["loss"]) for row in read_metrics(folder / "metrics.jsonl")

@@ -54,15 +54,16 @@ class Chart:
         return self._image.resize(size, Image.BOX)
 
 
-def save(name, pixels):
+def save(name, pixels, suiting=200):
     """A PNG of few colours: a page is no place for megabytes. pixels: uint8 [H, W, 3].
 
-    Those of classes and clusters as they are, so that small things keep them, and what suits it.
+    Those of classes and clusters as they are, so that small things keep them, and `suiting` more.
     """
     picture = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
+    suits = np.reshape(picture.quantize(suiting).getpalette()[:3 * suiting], (-1, 3))
+    suits[suits.min(1) >= 248] = 255                # paper is white
     few = Image.new("P", (1, 1))
-    few.putpalette(picture.quantize(200).getpalette()[:3 * 200]
-                   + np.concatenate([COLOURS, UNNAMED]).reshape(-1).tolist() + [0] * 3 + [255] * 3)
+    few.putpalette(np.concatenate([suits, COLOURS, UNNAMED]).reshape(-1).tolist())
     picture.quantize(palette=few, dither=Image.Dither.NONE).save(DOCS / name, optimize=True)
     print(DOCS / name, f"{(DOCS / name).stat().st_size / 1000:.0f} kB", flush=True)
 
@@ -83,7 +84,7 @@ def screenshot(name, url, ready, size):
         page.wait_for_timeout(2000)             # thumbnails
         pixels = page.screenshot()
         browser.close()
-    save(name, Image.open(io.BytesIO(pixels)).convert("RGB"))
+    save(name, Image.open(io.BytesIO(pixels)).convert("RGB"), suiting=100)
 
 
 @functools.cache
