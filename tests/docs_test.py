@@ -11,6 +11,9 @@ from fs4_jax.evaluation.protocols import table
 
 _ROOT = pathlib.Path(__file__).resolve().parents[1]
 _PAGES = [*_ROOT.glob("*.md"), *(_ROOT / "docs").glob("*.md")]
+_WITHOUT_PICTURE = {"api.md": "made of the docstrings", "errors.md": "what a terminal says",
+                    "clustering.md": "tables of numbers; its bars are in performance.md"}
+_LARGEST_PICTURE = 80_000       # bytes
 
 
 class DocsTest(absltest.TestCase):
@@ -30,6 +33,39 @@ class DocsTest(absltest.TestCase):
         for page in _PAGES:
             for link in re.findall(r"\]\((?!https?:)([^)#\s]+)", page.read_text()):
                 self.assertTrue((page.parent / link).exists(), f"{page.name}: {link}")
+
+    def test_each_page_has_a_picture(self):
+        """Small, told in words too, and made by a command that the page names."""
+        for page in (_ROOT / "docs").glob("*.md"):
+            pictures = re.findall(r"!\[([^\]]+)\]\(([\w/.]+)\)", page.read_text())
+            if page.name not in _WITHOUT_PICTURE:
+                self.assertNotEmpty(pictures, f"{page.name} has no picture")
+                self.assertRegex(page.read_text(), r"python (docs/pictures\.py|-m benchmarks\.\w+)",
+                                 f"{page.name} does not say what makes its picture")
+            for words, picture in pictures:
+                self.assertGreater(len(words.split()), 1, f"{page.name}: {picture}")
+                self.assertLess((page.parent / picture).stat().st_size, _LARGEST_PICTURE, picture)
+
+    def test_each_picture_has_its_maker_and_its_page(self):
+        makers = "".join(file.read_text() for file in (_ROOT / "docs").glob("*.py"))
+        shown = "".join(page.read_text() for page in _PAGES)
+        for picture in (_ROOT / "docs").glob("*.png"):
+            self.assertIn(f"{picture.name})", shown)
+            if picture.name != "scribble.png":          # of benchmarks/scribble_pictures.py
+                self.assertIn(f'save("{picture.name}"' if f'save("{picture.name}"' in makers
+                              else f'screenshot("{picture.name}"', makers)
+
+    def test_the_bars_are_of_all_rows_with_numbers(self):
+        """docs/performance.md: a row whose numbers could not be read would miss in the picture."""
+        sys.path.insert(0, str(_ROOT / "docs"))
+        self.addCleanup(sys.path.remove, str(_ROOT / "docs"))
+        from chart_pictures import peers
+        page = (_ROOT / "docs" / "performance.md").read_text()
+        rows = peers(page)
+        self.assertLen(rows, len(re.findall(r"^\|.*\| [\d.]+[^|]* \|$", page, flags=re.M)))
+        self.assertGreater(len(rows), 10)
+        for what, peer, ratios in rows:
+            self.assertTrue(what and peer and 0.1 < min(ratios) <= max(ratios) < 100, what)
 
     def test_each_page_can_be_found(self):
         """From the README, over docs/start.md."""
