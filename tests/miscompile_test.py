@@ -1,4 +1,4 @@
-"""jax's compiled CPU code agrees with its uncompiled one where jaxlib 0.10.2 did not.
+"""jax's compiled CPU code agrees with its uncompiled one where jaxlib (0.10.2, 0.12.0.1) did not.
 
 Without the XLA flag that `import fs4_jax` sets, the compiled answers here are NaN or off by 0.9.
 """
