@@ -264,6 +264,15 @@ def _split(graph, eqn, x):
     return parts
 
 
+def _unstack(graph, eqn, x):
+    axis, parts = eqn.params["axis"], []
+    for i, out in enumerate(eqn.outvars):
+        starts, stops = [0] * len(x.shape), list(x.shape)
+        starts[axis], stops[axis] = i, i + 1
+        parts.append(graph.reshape(graph.slice(x, starts, stops), out.aval.shape))
+    return parts
+
+
 def _slice(graph, eqn, x):
     params = eqn.params
     return graph.slice(x, params["start_indices"], params["limit_indices"], params["strides"])
@@ -351,5 +360,6 @@ _RULES = {
     "select_n": _select, "convert_element_type": _cast, "argmax": _arg_extreme,
     "argmin": _arg_extreme, "reshape": _reshape, "squeeze": _reshape, "expand_dims": _reshape,
     "transpose": _transpose, "concatenate": _concatenate, "stack": _stack, "split": _split,
+    "unstack": _unstack,
     "slice": _slice, "dynamic_slice": _dynamic_slice, "gather": _gather, "pad": _pad,
     "dot_general": _dot, "conv_general_dilated": _conv, **dict.fromkeys(_REDUCTIONS, _reduce)}

@@ -49,8 +49,8 @@ class OnnxRulesTest(parameterized.TestCase):
                     jax.nn.silu(parts[1]) + jnp.sqrt(positive[:, :, 1:3]) ** -1,
                     jnp.stack([x, jnp.sign(x), jnp.sin(x) * jnp.cos(x)], axis=2),
                     jnp.pad(x, ((0, 0), (1, 2), (0, 0), (0, 0)), mode="edge")[:, ::2],
-                    jnp.mean(x) * x.shape[0])
-        self.assert_same(function, (4, 5, 3), num_outputs=9)
+                    jnp.mean(x) * x.shape[0], *jnp.unstack(x, axis=3)[:2])
+        self.assert_same(function, (4, 5, 3), num_outputs=11)
 
     def test_products(self):
         weights = np.random.default_rng(1).normal(0, 1, (3, 7)).astype(np.float32)
