@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
-from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
+
+from fs4_jax import distributed
 
 _POLICIES = ocp.training.preservation_policies
 _DAMAGED = "damaged_checkpoints"
@@ -157,19 +158,18 @@ class Checkpoints:
 
     def _set_aside(self, steps):
         """Moves damaged checkpoints away, so that their steps can be saved again."""
-        if jax.process_index() == 0:
+        if distributed.is_first():
             for step in steps:
                 where = self.directory.parent / _DAMAGED / str(step)
                 shutil.rmtree(where, ignore_errors=True)
                 where.parent.mkdir(exist_ok=True)
                 (self.directory / str(step)).rename(where)
-        if jax.process_count() > 1:
-            multihost_utils.sync_global_devices("damaged checkpoints are set aside")
+        distributed.wait_for_all("damaged checkpoints are set aside")
         self._checkpointer.reload()
 
     def _failed(self, step, error):
         """The CheckpointError of a save; what is left of it is cleared away."""
-        if jax.process_index() == 0:
+        if distributed.is_first():
             for left in self.directory.glob(f"{step}.*tmp*"):
                 shutil.rmtree(left, ignore_errors=True)
         whole = [int(path.name) for path in self.directory.iterdir() if path.name.isdecimal()]
@@ -196,7 +196,7 @@ class _Place:
 
         async def write():
             path = await directory.await_creation()
-            if jax.process_index() == 0:
+            if distributed.is_first():
                 await asyncio.to_thread((path / _PLACE).write_text, state)
         return write()
 
