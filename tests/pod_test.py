@@ -105,7 +105,8 @@ class StoppedPodTest(absltest.TestCase):
     def test_sigterm_saves_and_the_same_command_goes_on(self):
         workdir = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()), "run")
         flags = _flags(_FLAGS | {"total_steps": 10**6, "checkpoint.every": 10**6, "mesh.fsdp": 1,
-                                 "fs4.bootstrap.every": 0})
+                                 "fs4.bootstrap.every": 0, "fs4.cae.enabled": False,
+                                 "fs4.pgg.enabled": False, "fs4.kernel.enabled": False})
         before = 0
         for life in range(2):
             pod = subprocess.Popen(
