@@ -31,7 +31,8 @@ _FLAGS = {          # of configs/demo.py: steps of a tenth of a second, and ever
 
 _ROOT = pathlib.Path(__file__).resolve().parents[1]
 _EVERY = 10.0           # seconds between two looks
-_WARM_UP = 480.0        # seconds of a life that no slope is fitted to: programs are still compiled
+# Of a life, that no slope is fitted to: programs are compiled, all kinds of work come first twice.
+_WARM_UP_SECONDS, _WARM_UP_STEPS = 480.0, 1000
 _KILLED_IN = 0.6        # of the hours: what is left is the longest life, whose slope says most
 _MB = 1e6
 
@@ -160,19 +161,23 @@ def _life(number, rows, slopes):
     minutes = (rows[-1]["time"] - rows[0]["time"]) / 60
     lines = [f"life {number}: {len(looks)} looks in {minutes:.0f} min; from step {resumed} to "
              f"{max([row['step'] for row in looks], default='?')}; {end or 'cut'}"]
-    warm = [row for row in looks if row["time"] - rows[0]["time"] > _WARM_UP]
+    first = min((row["step"] for row in looks), default=0)
+    warm = [row for row in looks if row["time"] - rows[0]["time"] > _WARM_UP_SECONDS
+            and row["step"] >= first + _WARM_UP_STEPS]
     if len(warm) < 30:
         return lines + ["  too short for a slope"]
+    made = (warm[-1]["step"] - warm[0]["step"]) / 1000
     hours = np.array([row["time"] for row in warm]) / 3600
     for which in slopes:
         uss = np.array([row["processes"][which]["uss"] for row in warm])
         slope, half = _slope(hours, uss)
         slopes[which].append((slope, half))
+        length = hours[-1] - hours[0]
+        thirds = ", ".join(f"{np.median(_third(uss, part)):.0f}" for part in range(3))
         lines.append(f"  process {which}: memory {slope:+.1f} +- {half:.1f} MB/hour over "
-                     f"{60 * (hours[-1] - hours[0]):.0f} min (of its own {uss.min():.0f} to "
-                     f"{uss.max():.0f} MB; in the middle of the first third "
-                     f"{np.median(_third(uss, 0)):.0f}, of the last "
-                     f"{np.median(_third(uss, 2)):.0f})")
+                     f"{60 * length:.0f} min, {slope * length / made:+.1f} in a thousand steps; "
+                     f"{uss.min():.0f} to {uss.max():.0f} MB of its own, median of each third "
+                     f"{thirds}")
     for name, part in (("first", 0), ("last", 2)):
         third = _third(warm, part)
         steps = third[-1]["step"] - third[0]["step"]

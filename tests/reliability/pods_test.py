@@ -15,7 +15,7 @@ from tests.reliability import runs
 
 class PodsTest(parameterized.TestCase):
 
-    @parameterized.parameters("alignseg", "dino", "scribble")
+    @parameterized.named_parameters((x, x) for x in ("alignseg", "dino", "scribble"))
     def test_trained_and_scored_as_by_one_process(self, method):
         folder = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
         one, pod = folder / "one", folder / "pod"
