@@ -4,7 +4,8 @@ Trains a tiny run of each method once undisturbed and once through kills (SIGKIL
 as soon as a save has begun, the others at random steps and moments) and stops (SIGTERM), and
 compares: every bit of the state, every batch, every loss. `--costs` measures instead what
 a checkpoint, the hash of a batch and the search for a number that is none take: by the clock, and
-in CPU time, which says more on a machine with other things to do.
+in CPU time, which says more on a machine with other things to do. `--hours=2` trains that long in
+a pod of two processes, through three kills: see `benchmarks.long_run`.
 """
 
 import pathlib
@@ -16,6 +17,7 @@ import jax
 import numpy as np
 from absl import app, flags
 
+from benchmarks import long_run
 from fs4_jax.checkpoint import Checkpoints, checksum
 from fs4_jax.config import default_config
 from fs4_jax.data import pipeline
@@ -30,11 +32,17 @@ _METHODS = flags.DEFINE_list("methods", list(runs.METHODS), "Of tests/reliabilit
 _SEED = flags.DEFINE_integer("seed", 0, "Of the moments.")
 _COSTS = flags.DEFINE_boolean("costs", False, "Measure costs, kill nothing.")
 _VARIANT = flags.DEFINE_string("variant", "S/16", "Encoder whose run the costs are measured on.")
+_HOURS = flags.DEFINE_float("hours", None, "The long run; 0: report what is in --folder.")
+_FOLDER = flags.DEFINE_string("folder", "workdirs/long_run", "Of the long run.")
 
 
 def main(_):
     if _COSTS.value:
         return costs()
+    if _HOURS.value is not None:
+        if _HOURS.value:
+            long_run.train_for(_HOURS.value, _FOLDER.value, kills=3, seed=_SEED.value)
+        return print("\n".join(long_run.report(_FOLDER.value)))
     for method in _METHODS.value:
         with tempfile.TemporaryDirectory() as folder:
             folder = pathlib.Path(folder)

@@ -3,17 +3,17 @@
 import os
 import pathlib
 
-import jax
 import jax.numpy as jnp
 
 BATCH_LOG_FILE = "batches.tsv"
+HASH = "hash"            # of each example in a batch; of the whole batch among a step's metrics
 
 
-@jax.jit
 def batch_hash(hashes):
-    """uint32 of a batch's uint32 [b] "hash": another for other examples, bytes, or another order.
+    """uint32 of a batch's uint32 [b] `HASH`: another for other examples, bytes, or another order.
 
-    The same on any number of devices and processes.
+    The same on any number of devices and processes. It is taken in the step's own program: one
+    beside it would talk to the other processes, in another order elsewhere, and all would wait.
     """
     x = hashes ^ (jnp.arange(len(hashes), dtype=jnp.uint32) * jnp.uint32(0x9E3779B9))
     for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):       # murmur3's finalizer
@@ -25,7 +25,7 @@ class BatchLog:
     """Appends "step TAB hash" lines to WORKDIR/batches.tsv; step: the number it makes finished.
 
     `truncate_after` comes before the first `write`: until then the file is left as it was found.
-    writes: False for all processes of a run but process 0; their part in a hash is taken still.
+    writes: False for all processes of a run but process 0.
     """
 
     def __init__(self, workdir, writes=True):

@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
-from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
+from fs4_jax import distributed
 from fs4_jax.errors import CheckpointError
 
 _POLICIES = ocp.training.preservation_policies
@@ -147,27 +147,29 @@ class Checkpoints:
         if summed:
             wanted["checksum"] = {"state": np.zeros(len(jax.tree.leaves(state)), np.uint32)}
         restored = self._checkpointer.load_checkpointables(step, wanted)
-        if summed:
-            if not np.array_equal(restored["checksum"]["state"], checksum(restored["state"])):
-                raise CheckpointError("its arrays are not those that were saved: the checksum "
-                                      "differs")
-        return restored["state"]
+        # Orbax restores random keys with a sharding of its own, which a step would refuse.
+        found = jax.tree.map(
+            lambda x, like: jax.device_put(x, like.sharding) if getattr(like, "sharding", None)
+            else x,
+            restored["state"], state)
+        if summed and not np.array_equal(restored["checksum"]["state"], checksum(found)):
+            raise CheckpointError("its arrays are not those that were saved: the checksum differs")
+        return found
 
     def _set_aside(self, steps):
         """Moves damaged checkpoints away, so that their steps can be saved again."""
-        if jax.process_index() == 0:
+        if distributed.is_first():
             for step in steps:
                 where = self.directory.parent / _DAMAGED / str(step)
                 shutil.rmtree(where, ignore_errors=True)
                 where.parent.mkdir(exist_ok=True)
                 (self.directory / str(step)).rename(where)
-        if jax.process_count() > 1:
-            multihost_utils.sync_global_devices("damaged checkpoints are set aside")
+        distributed.wait_for_all("damaged checkpoints are set aside")
         self._checkpointer.reload()
 
     def _failed(self, step, error):
         """The CheckpointError of a save; what is left of it is cleared away."""
-        if jax.process_index() == 0:
+        if distributed.is_first():
             for left in self.directory.glob(f"{step}.*tmp*"):
                 shutil.rmtree(left, ignore_errors=True)
         whole = [int(path.name) for path in self.directory.iterdir() if path.name.isdecimal()]
@@ -194,7 +196,7 @@ class _Place:
 
         async def write():
             path = await directory.await_creation()
-            if jax.process_index() == 0:
+            if distributed.is_first():
                 await asyncio.to_thread((path / _PLACE).write_text, state)
         return write()
 
@@ -212,9 +214,9 @@ def checksum(tree):
     if jax.default_backend() == "cpu" and jax.process_count() == 1:
         sums = [_sum_on_host(np.asarray(x)) for x in leaves]
     else:       # where they are: what is sharded stays so, and no copy is made of the state
-        # One after the other: programs that run at once may talk to the other processes in
-        # another order there, and all would wait for ever.
-        sums = [jax.device_get(_sum_on_device(x)) for x in leaves]
+        # In one program: compiled once, and waited for. Programs that run at once may talk to the
+        # other processes in another order there, and all would wait for ever.
+        sums = jax.device_get(_sums_on_device(leaves))
     return np.array(sums, np.uint32)
 
 
@@ -227,6 +229,10 @@ def _sum_on_host(x):
 
 
 @jax.jit
+def _sums_on_device(leaves):
+    return [_sum_on_device(x) for x in leaves]
+
+
 def _sum_on_device(x):
     if jnp.issubdtype(x.dtype, jnp.floating):
         x = jax.lax.bitcast_convert_type(x, jnp.dtype(f"uint{8 * x.dtype.itemsize}"))

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fs4_jax.batch_log import HASH, batch_hash
 from fs4_jax.checkpoint import Checkpoints
 from fs4_jax.config import ConfigError, recall_config
 from fs4_jax.config_checks import check_config
@@ -58,7 +59,7 @@ class Run:
 
     def batch_keys(self, source):
         """What a step reads of a batch of `views(source, ...)`."""
-        return source.keys if isinstance(source, CachedViews) else self.make_views.keys
+        return (*(source.keys if isinstance(source, CachedViews) else self.make_views.keys), HASH)
 
     def fit_batches(self, source, salt):
         """Views of about config.<method>.fit_images images, for fits; never the loop's own."""
@@ -80,10 +81,10 @@ class Run:
         make_views, where = self.make_views, batch_sharding(self.mesh)
         image = np.zeros((*self.image_size, 3), np.uint8)
         label = (image[..., 0],) if make_views.labelled else ()
-        views = make_views(image, np.random.default_rng(0), *label)
-        return {key: jax.ShapeDtypeStruct((self.config.batch_size, *views[key].shape),
-                                          views[key].dtype, sharding=where)
-                for key in make_views.keys}
+        row = make_views(image, np.random.default_rng(0), *label) | {HASH: np.uint32(0)}
+        return {key: jax.ShapeDtypeStruct((self.config.batch_size, *row[key].shape),
+                                          row[key].dtype, sharding=where)
+                for key in (*make_views.keys, HASH)}
 
     def create_state(self):
         """The first state, born where it will live."""
@@ -93,15 +94,22 @@ class Run:
     def jit_step(self, state):
         """The compiled step(state, batch) -> (state, metrics); it takes over the state's buffers.
 
+        The metrics have the `batch_hash` too, of a batch with hashes.
+
         The state stays where it is: left to the compiler, a first step may split a bias over
         devices, and the second one then compiles again.
         """
         pure = make_train_step(self.method, self.optimizer, self.config.accumulate_steps,
                                skip_nonfinite=self.config.nonfinite.policy == "skip")
         where = jax.tree.map(lambda x: x.sharding, state)
-        return jax.jit(
-            lambda state, batch: pure(state, batch, jax.random.fold_in(state.key, state.step)),
-            donate_argnums=0, out_shardings=(where, replicated(self.mesh)))
+
+        def step(state, batch):
+            views = {key: x for key, x in batch.items() if key != HASH}
+            code = {HASH: batch_hash(batch[HASH])} if HASH in batch else {}
+            new, metrics = pure(state, views, jax.random.fold_in(state.key, state.step))
+            return new, metrics | code
+
+        return jax.jit(step, donate_argnums=0, out_shardings=(where, replicated(self.mesh)))
 
     def tensor_names(self, batch, metrics):
         """What "first_nonfinite" counts; batch, metrics: arrays or shape structs of a step."""

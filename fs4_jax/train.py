@@ -189,11 +189,9 @@ def _start(run, source, checkpoints):
     """(state, data iterator): from the newest checkpoint, or fitted to the data."""
     iterator = iter(run.views(source, run.config.seed))
     if checkpoints.latest is not None:
-        abstract = run.abstract_state()
-        state, step = checkpoints.restore(abstract, iterator)
+        state, step = checkpoints.restore(run.abstract_state(), iterator)
         print(f"resuming from step {step}", flush=True)
-        # Orbax restores the key with a sharding of its own, which the step would refuse.
-        return jax.device_put(state, jax.tree.map(lambda x: x.sharding, abstract)), iterator
+        return state, iterator
     state = run.create_state()
     if run.method.supervised:
         return state, iterator

@@ -8,7 +8,7 @@ import time
 import jax
 import numpy as np
 
-from fs4_jax.batch_log import batch_hash
+from fs4_jax.batch_log import HASH
 from fs4_jax.distributed import local_rows
 from fs4_jax.evaluation.collapse import WARNING, advice, collapse_signs
 from fs4_jax.metrics import ProgressLine
@@ -40,10 +40,7 @@ class Watch:
 
     def __init__(self, config, source, writer, first, tensor_names=None, batches=None):
         self.config, self.source, self.writer = config, source, writer
-        # A hash of several processes' rows is a talk between them, beside that of the step: in
-        # another order elsewhere, all would wait for ever.
-        self.tensor_names = tensor_names
-        self.batches = batches if jax.process_count() == 1 else None
+        self.tensor_names, self.batches = tensor_names, batches
         self.skipped_steps = writer.last("skipped_steps") if writer else 0
         self.skipped_in_a_row = 0
         self.schedule = make_schedule(config.optimizer, config.total_steps)
@@ -59,18 +56,17 @@ class Watch:
         """
         self.flush()
         shapes = {key: jax.ShapeDtypeStruct(x.shape, x.dtype) for key, x in batch.items()}
-        code = batch_hash(batch["hash"]) if self.batches else None
-        self.pending = (step, metrics, shapes, batch["index"], batch["skipped"], code, waited,
-                        data_state)
+        self.pending = (step, metrics, shapes, batch["index"], batch["skipped"], waited, data_state)
 
     def flush(self):
         """Waits for the pending step and looks at it; raises NonFinite."""
         if self.pending is None:
             return
-        step, arrays, batch, index, skipped, code, waited, data_state = self.pending
+        step, arrays, batch, index, skipped, waited, data_state = self.pending
         self.pending = None
         arrays = jax.device_get(arrays)
         first_bad = int(arrays.pop(FIRST, -1))
+        code = arrays.pop(HASH, None)
         metrics = {k: float(v) for k, v in arrays.items()}
         if self.batches:
             self.batches.write(step + 1, code)

@@ -3,15 +3,20 @@
 import json
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 
 import jax
 import numpy as np
 from absl.testing import absltest
 
+from fs4_jax.batch_log import batch_hash, read_batch_log
+from fs4_jax.checkpoint import Checkpoints
 from fs4_jax.config import recall_config
+from fs4_jax.run import checked_source, prepare
 from tests.train_test import restored
 
 _ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -21,6 +26,9 @@ _FLAGS = {          # of configs/demo.py: seconds of training, and every part of
     "checkpoint.every": 2, "fs4.fit_images": 16, "fs4.cae.width": 8, "fs4.cae.hidden": 16,
     "fs4.cae.radius": 1, "fs4.kernel.radius": 1, "fs4.pgg.levels": "(1,2)",
     "fs4.bootstrap.every": 3, "eval.batch_size": 4, "eval.floors": False, "eval.pictures": 2}
+_ENV = os.environ | {"JAX_PLATFORMS": "cpu", "FS4_PYTHON": sys.executable,
+                     "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "XLA_FLAGS": ""}
+_SECONDS = 1200         # on a machine with other things to do
 _TIMES = {"time", "images_per_second", "step_seconds", "data_wait_share"}
 
 
@@ -32,16 +40,14 @@ class PodTest(absltest.TestCase):
         folder = tempfile.TemporaryDirectory()
         cls.addClassCleanup(folder.cleanup)
         cls.one, cls.pod = pathlib.Path(folder.name, "one"), pathlib.Path(folder.name, "pod")
-        flags = ["--config=configs/demo.py"] + [f"--config.{k}={v}" for k, v in _FLAGS.items()]
-        env = os.environ | {"JAX_PLATFORMS": "cpu", "FS4_PYTHON": sys.executable,
-                            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "XLA_FLAGS": ""}
+        flags = _flags(_FLAGS)
         four = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
-        runs = [subprocess.Popen(command, cwd=_ROOT, env=env | more, text=True,
+        runs = [subprocess.Popen(command, cwd=_ROOT, env=_ENV | more, text=True,
                                  stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
                 for command, more in (
                     ([sys.executable, "-m", "fs4_jax.main", f"--workdir={cls.one}", *flags], four),
                     (["launch/local_pod.sh", "2", "2", f"--workdir={cls.pod}", *flags], {}))]
-        cls.outputs = [run.communicate(timeout=1200)[0] for run in runs]
+        cls.outputs = [run.communicate(timeout=_SECONDS)[0] for run in runs]
         for run, output in zip(runs, cls.outputs):
             if run.returncode:
                 raise AssertionError(f"{run.args} ended with {run.returncode}:\n{output}")
@@ -77,6 +83,10 @@ class PodTest(absltest.TestCase):
         self.assertLessEqual(off, 1e-3 * np.sum(one["confusion"]))    # ties between two classes
         self.assertAlmostEqual(pod["miou"], one["miou"], delta=0.1)
 
+    def test_the_same_batches(self):
+        self.assertEqual(list(read_batch_log(self.pod)), [1, 2, 3, 4])
+        self.assertEqual(read_batch_log(self.pod), read_batch_log(self.one))
+
     def test_one_process_writes_and_prints(self):
         output = self.outputs[1]
         self.assertEqual(output.count("4 cpu device(s) of 2 process(es)"), 1)
@@ -88,6 +98,51 @@ class PodTest(absltest.TestCase):
         for name in ("report.html", "eval.json", "config.json", "encoder.json"):
             self.assertTrue((self.pod / name).exists(), name)
         self.assertLen((self.pod / "evals.jsonl").read_text().splitlines(), 1)
+
+
+class StoppedPodTest(absltest.TestCase):
+
+    def test_sigterm_saves_and_the_same_command_goes_on(self):
+        workdir = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()), "run")
+        flags = _flags(_FLAGS | {"total_steps": 10**6, "checkpoint.every": 10**6, "mesh.fsdp": 1,
+                                 "fs4.bootstrap.every": 0, "fs4.cae.enabled": False,
+                                 "fs4.pgg.enabled": False, "fs4.kernel.enabled": False})
+        before = 0
+        for life in range(2):
+            pod = subprocess.Popen(
+                ["launch/local_pod.sh", "2", "1", f"--workdir={workdir}", *flags], cwd=_ROOT,
+                env=_ENV, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+            self.addCleanup(pod.kill)
+            deadline = time.monotonic() + _SECONDS
+            while max(read_batch_log(workdir), default=0) < before + 2 and pod.poll() is None:
+                self.assertLess(time.monotonic(), deadline)
+                time.sleep(0.05)
+            asked = time.monotonic()
+            pod.send_signal(signal.SIGTERM)
+            output = pod.communicate(timeout=_SECONDS)[0]
+            seconds = time.monotonic() - asked
+            busy = max(1.0, os.getloadavg()[0] / os.cpu_count())
+            print(f"a pod in its steps: out {seconds:.1f} s after SIGTERM, on a machine that has "
+                  f"{busy:.1f} times what it can do")
+            self.assertEqual(pod.returncode, 75, output)
+            self.assertLess(seconds, 30 * busy)
+            self.assertIn("stopped by SIGTERM at step", output)
+            if life:
+                self.assertIn(f"resuming from step {before}\n", output)
+            with Checkpoints(workdir, writes=False) as checkpoints:
+                self.assertEqual(checkpoints.latest, max(read_batch_log(workdir)))
+                self.assertGreater(checkpoints.latest, before)
+                before = checkpoints.latest
+
+        config = recall_config(workdir)          # here: one process, eight devices
+        run = prepare(config)
+        views = iter(run.views(checked_source(config, "train"), config.seed))
+        self.assertEqual(read_batch_log(workdir), {
+            i: f"{int(batch_hash(next(views)['hash'])):08x}" for i in range(1, before + 1)})
+
+
+def _flags(settings):
+    return ["--config=configs/demo.py", *(f"--config.{k}={v}" for k, v in settings.items())]
 
 
 if __name__ == "__main__":

@@ -98,10 +98,10 @@ def tiny_run(**changes):
 
 
 @contextlib.contextmanager
-def in_place(**settings):
-    """Within it every run trains a `TinyMethod` of these settings, on one device."""
-    one = make_mesh({"data": 1, "fsdp": 1}, jax.devices()[:1])
-    with mock.patch.object(run_lib, "make_mesh", lambda sizes: one), \
+def in_place(*, devices=1, **settings):
+    """Within it every run trains a `TinyMethod` of these settings, on the first devices."""
+    mesh = make_mesh({"data": devices, "fsdp": 1}, jax.devices()[:devices])
+    with mock.patch.object(run_lib, "make_mesh", lambda sizes: mesh), \
             mock.patch.object(run_lib, "make_method",
                               lambda config, encoder: TinyMethod(encoder, **settings)):
         yield

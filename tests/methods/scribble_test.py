@@ -198,7 +198,7 @@ class RunTest(absltest.TestCase):
     def test_what_a_step_reads_is_known_without_data(self):
         batch = prepare(small_config()).abstract_batch()
         self.assertEqual({key: x.shape for key, x in batch.items()},
-                         {"image": (8, 32, 32, 3), "label": (8, 32, 32)})
+                         {"image": (8, 32, 32, 3), "label": (8, 32, 32), "hash": (8,)})
 
     def test_images_without_labels(self):
         (self.root / "images").mkdir()

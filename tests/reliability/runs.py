@@ -13,6 +13,7 @@ import pathlib
 import random
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -20,17 +21,24 @@ import time
 import jax
 import numpy as np
 
-from fs4_jax import errors, train
+from fs4_jax import distributed, errors, train
 from fs4_jax.batch_log import BATCH_LOG_FILE, read_batch_log
 from fs4_jax.metrics import read_metrics
 from fs4_jax.stopping import EXIT_INTERRUPTED
+from tests.methods import alignseg_test, scribble_test
 from tests.pretrain_test import pretrain_config
 from tests.tiny_method import in_place, tiny_run
 from tests.train_test import restored, tiny_config
 
 STEPS = 12
+# Of each parameter, relative to its largest number, between runs of one process and of two.
+TOLERANCE = 1e-3
 METHODS = {"fs4": tiny_config, "dino": pretrain_config, "tiny": tiny_run}       # their configs
+_OTHERS = {"alignseg": alignseg_test.small_config, "scribble": scribble_test.small_config}
 
+# Only differences of the consistency head's features count: its bias moves by rounding alone, of
+# which Adam makes steps.
+_FREE = ("['decoder']['consistency']['bias']",)
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
 _SECONDS = 600              # that a life may take, on a machine with other things to do
 _CHILD = "import sys; from tests.reliability import runs; sys.exit(runs.run(*sys.argv[1:]))"
@@ -38,41 +46,54 @@ _CHILD = "import sys; from tests.reliability import runs; sys.exit(runs.run(*sys
 
 def config_of(method):
     """A run of `STEPS` steps that saves after each: a kill often comes in the middle of a save."""
-    config = METHODS[method]()
-    config.data.num_train, config.batch_size = 16, 4
-    if method == "fs4":
-        config.encoder.block = 1           # dino trains all blocks
+    config = (METHODS | _OTHERS)[method]()
+    config.data.update(dict(name="scenes", num_train=16, num_eval=6))
+    config.batch_size = 4
+    if method != "dino":                   # which trains all blocks
+        config.encoder.block = 1
     config.total_steps, config.checkpoint.every, config.log_every = STEPS, 1, 1
     config.fs4.bootstrap.every = 5
     config.eval.update(dict(floors=False, pictures=0, failures=0, at_start=False, probes=False))
     return config
 
 
-def run(method, workdir):
-    """What a child does; its exit status."""
-    with errors.explained(), in_place() if method == "tiny" else contextlib.nullcontext():
+def run(method, workdir, *where):
+    """What a child does; its exit status. where: of a pod's, (coordinator, number, which)."""
+    with contextlib.ExitStack() as stack:
+        if where:                          # as main does
+            stack.enter_context(distributed.failing_at_once())
+        stack.enter_context(errors.explained())
+        if where:
+            distributed.initialize(where[0], int(where[1]), int(where[2]))
+            stack.enter_context(distributed.quiet_unless_first())
+        if method == "tiny":
+            stack.enter_context(in_place(devices=jax.device_count()))
         return train.train(config_of(method), workdir)
 
 
 class Life:
-    """A process that trains in a workdir until it is done or undone.
+    """A run in a workdir until it is done or undone: a process, or several that are a pod.
 
-    devices: that it sees (faked ones of the CPU). cache: folder of compiled programs.
+    devices: that each sees (faked ones of the CPU). cache: folder of compiled programs.
     """
 
-    def __init__(self, method, workdir, cache, devices=1):
+    def __init__(self, method, workdir, cache, devices=1, processes=1):
         self.workdir = pathlib.Path(workdir)
         self.began, self._log = time.monotonic(), self.workdir.with_suffix(".log")
         self._born = time.time()
         self._log_file = open(self._log, "wb")
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", _CHILD, method, os.fspath(workdir)], cwd=_ROOT,
-            stdout=self._log_file, stderr=subprocess.STDOUT,
-            env=os.environ | {
-                "JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-                "JAX_COMPILATION_CACHE_DIR": os.fspath(cache),
-                "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-                "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"})
+        env = os.environ | {
+            "JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+            "JAX_COMPILATION_CACHE_DIR": os.fspath(cache),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+        port = _free_port()
+        self._processes = [subprocess.Popen(
+            [sys.executable, "-c", _CHILD, method, os.fspath(workdir),
+             *([f"localhost:{port}", str(processes), str(i)] if processes > 1 else [])],
+            cwd=_ROOT, stdout=self._log_file, stderr=subprocess.STDOUT, env=env)
+            for i in range(processes)]
+        self.process = self._processes[0]
 
     @property
     def output(self):
@@ -107,18 +128,28 @@ class Life:
     def end(self, status=0):
         """Waits for the end; AssertionError with all it said where the status is another."""
         try:
-            self.process.wait(_SECONDS)
+            for process in self._processes:
+                process.wait(_SECONDS)
         finally:
-            self.process.kill()
-            self.process.wait()
+            for process in self._processes:
+                process.kill()
+                process.wait()
             self._log_file.close()
-        if self.process.returncode != status:
-            raise AssertionError(f"{self.workdir}: exit status {self.process.returncode}, not "
-                                 f"{status}:\n{self.output}")
+        codes = [process.returncode for process in self._processes]
+        if any(code != status for code in codes):
+            raise AssertionError(f"{self.workdir}: exit status {codes}, not {status}:\n"
+                                 f"{self.output}")
 
     def kill(self):
-        self.process.send_signal(signal.SIGKILL)
+        for process in self._processes:
+            process.send_signal(signal.SIGKILL)
         self.end(-signal.SIGKILL)
+
+
+def _free_port():
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return free.getsockname()[1]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,6 +223,17 @@ def assert_same_run(method, first, second):
                read_metrics(pathlib.Path(workdir, "metrics.jsonl")) if "loss" in row]
               for workdir in (first, second)]
     assert losses[0] == losses[1], f"losses differ: {json.dumps(losses)}"
+
+
+def difference(method, first, second):
+    """The largest difference of the parameters of two runs, relative to each one's largest number,
+    and that one's name."""
+    one, two = ({jax.tree_util.keystr(path): leaf for path, leaf in
+                 jax.tree_util.tree_leaves_with_path(state_of(method, workdir)[2])}
+                for workdir in (first, second))
+    assert one.keys() == two.keys()
+    return max((np.abs(one[name] - two[name]).max() / np.abs(one[name]).max(), name)
+               for name in one if name not in _FREE)
 
 
 def state_of(method, workdir):
