@@ -144,9 +144,8 @@ def _dim_as_value(graph, eqn):
 def _scan(graph, eqn, *inputs):
     """Unrolled."""
     params, body = eqn.params, eqn.params["jaxpr"]
-    num_fixed, num_carry = params["num_consts"], params["num_carry"]
-    fixed, carry = inputs[:num_fixed], inputs[num_fixed:num_fixed + num_carry]
-    each = [graph.whole(x) for x in inputs[num_fixed + num_carry:]]
+    fixed, carry, each = _parts_of_scan(params, inputs)
+    each, num_carry = [graph.whole(x) for x in each], len(carry)
     order = range(params["length"])[::-1 if params["reverse"] else 1]
     steps = {}
     for i in order:
@@ -155,6 +154,14 @@ def _scan(graph, eqn, *inputs):
         carry, steps[i] = outputs[:num_carry], outputs[num_carry:]
     stacked = [graph.stack(parts, 0) for parts in zip(*(steps[i] for i in sorted(steps)))]
     return [*carry, *stacked]
+
+
+def _parts_of_scan(params, inputs):
+    """(what every round reads, the first carry, what is read row by row), a list each."""
+    if "ft_in" in params:               # jax 0.12
+        return [list(part) for part in params["ft_in"].update(inputs).unpack()]
+    fixed, carry = params["num_consts"], params["num_consts"] + params["num_carry"]
+    return [list(inputs[:fixed]), list(inputs[fixed:carry]), list(inputs[carry:])]
 
 
 def _row(graph, x, i):
