@@ -19,13 +19,15 @@ import os
 import pathlib
 from typing import NamedTuple
 
+import jax
 import numpy as np
 from absl import app, flags
 
-# Whatever needs jax is imported where it is used, so that --help answers at once.
+from fs4_jax.clustering.kmeans import kmeans, unit_length
 from fs4_jax.clustering.validity import adjusted_rand, silhouette
 from fs4_jax.config import ConfigError
 from fs4_jax.errors import command
+from fs4_jax.evaluation import report_charts
 from fs4_jax.models.features import read_features
 
 SILHOUETTE_POINTS = 2000
@@ -107,9 +109,6 @@ def sample_points(arrays, number, seed):
 
 def measure(points, numbers, num_seeds, seed=0, spherical=True):
     """Yields a Candidate of points [n, d] for each K of `numbers`."""
-    import jax
-
-    from fs4_jax.clustering.kmeans import kmeans, unit_length
     if spherical:
         points = np.asarray(unit_length(points))
     some = np.random.default_rng(seed).permutation(len(points))[:SILHOUETTE_POINTS]
@@ -143,7 +142,6 @@ def recommend(candidates):
 
 def page(candidates, best, reason, subject):
     """An HTML page with a chart for each measure, the recommended K marked."""
-    from fs4_jax.evaluation import report_charts
     charts = []
     for field, title in (("silhouette", "Silhouette: 100 lie apart, 0 touch"),
                          ("stability", "Stability: 100 same labels from every seed"),

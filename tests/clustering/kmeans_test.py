@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from fs4_jax import clustering
 from fs4_jax.clustering import kmeans
 from fs4_jax.clustering.kmeans import nearest, squared_distances, unit_length
 from fs4_jax.sharding import batch_sharding, make_mesh
@@ -44,11 +43,6 @@ def lloyd(x, centroids, num_iters, spherical=False):
 
 
 class KMeansTest(parameterized.TestCase):
-
-    def test_the_package_has_the_function_though_its_file_is_imported(self):
-        self.assertIs(clustering.kmeans, kmeans)
-        self.assertIs(kmeans_module.kmeans, kmeans)
-        self.assertIsNot(kmeans_module, clustering.kmeans)
 
     @parameterized.parameters(False, True)
     def test_is_lloyds(self, spherical):
