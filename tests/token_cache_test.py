@@ -130,6 +130,12 @@ class TokenCacheTest(FolderCase):
             with self.subTest(key), self.assertRaisesRegex(ConfigError, "encoder.frozen=True"):
                 self.made(run=prepare(config))
 
+    def test_several_processes_are_refused(self):
+        with mock.patch.object(jax, "process_count", return_value=2), self.assertRaisesRegex(
+                ConfigError, "config.encoder.cached_views is for one process, there are 2: set it "
+                "to 0"):
+            self.made()
+
     def test_unreadable_images_are_left_out_and_named(self):
         class Holes:
             num_classes = 0
