@@ -33,8 +33,8 @@ from tests.train_test import restored, tiny_config
 STEPS = 12
 # Of each parameter, relative to its largest number, between runs of one process and of two: sums
 # over processes round in another order, of which Adam makes parts of its steps (of 1e-3). Seen
-# after `STEPS`: 2e-8 (tiny), 1e-5 (alignseg), 3e-5 (dino); the rest is room for other machines.
-TOLERANCE = 1e-3
+# after `STEPS`: 2e-8 (tiny), 1e-5 (alignseg), 5e-5 (dino), 4e-4 (fs4); the rest is room for others.
+TOLERANCE = 5e-3
 METHODS = {"fs4": tiny_config, "dino": pretrain_config, "tiny": tiny_run}       # their configs
 _OTHERS = {"alignseg": alignseg_test.small_config, "scribble": scribble_test.small_config}
 
