@@ -40,6 +40,7 @@ def get_config(arg="scenes"):
     config.batch_size = config.eval.batch_size = 8
     config.total_steps = 500
     config.optimizer.learning_rate = 3e-3          # of the decoder alone
+    config.scribble.regularizer.strokes.weight = 4.0
     # Beside the strokes' term of dfr; for form=static or densecrf take 1.0.
     config.scribble.regularizer.weight = 0.3
     if arg == "camvid":
