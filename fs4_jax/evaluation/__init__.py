@@ -3,21 +3,10 @@
 A name is imported when it is asked for: commands in this package answer --help without jax.
 """
 
-import importlib
+from fs4_jax.lazy_names import lazy_names
 
-_HOMES = {
+__getattr__, __dir__, __all__ = lazy_names(__name__, {
     "IGNORE_LABEL": "confusion", "Confusion": "confusion", "confusion_matrix": "confusion",
     "Scores": "matching", "match_clusters": "matching", "score_matching": "matching",
     "foreground_ari": "objects", "mean_best_overlap": "objects",
-    "PROTOCOLS": "protocols", "evaluate_counts": "protocols"}
-__all__ = sorted(_HOMES)
-
-
-def __getattr__(name):
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
-
-
-def __dir__():
-    return sorted([*globals(), *_HOMES])
+    "PROTOCOLS": "protocols", "evaluate_counts": "protocols"})
