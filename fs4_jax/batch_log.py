@@ -1,9 +1,10 @@
 """batches.tsv: a hash of what every step saw, so that two runs can be compared batch by batch."""
 
-import os
 import pathlib
 
 import jax.numpy as jnp
+
+from fs4_jax.whole_files import write_whole
 
 BATCH_LOG_FILE = "batches.tsv"
 HASH = "hash"            # of each example in a batch; of the whole batch among a step's metrics
@@ -46,9 +47,7 @@ class BatchLog:
             self._file.close()
         kept = {k: code for k, code in read_batch_log(self._workdir).items() if k <= step}
         path = pathlib.Path(self._workdir) / BATCH_LOG_FILE
-        partial = path.with_name(path.name + ".partial")
-        partial.write_text("".join(f"{k}\t{code}\n" for k, code in kept.items()))
-        os.replace(partial, path)
+        write_whole(path, "".join(f"{k}\t{code}\n" for k, code in kept.items()))
         self._file = path.open("a", encoding="ascii")
 
     def write(self, step, code):
