@@ -270,7 +270,7 @@ class FS4:
 
     def fit(self, params, extra, batches, key):
         """First centroids, projection and prototypes, from the encoder's own tokens."""
-        gathered = fs4_fit.gather(functools.partial(_gathered, self), params, batches)
+        gathered = fs4_fit.gather(self._gathered, params, batches)
         centroids = self._fit_centroids(gathered, key)
         projection = fs4_fit.consistent_projection(gathered["scatter"],
                                                    self.head.embedding["width"])
@@ -288,12 +288,23 @@ class FS4:
         A group keeps its number: each begins where it was, or is matched with what it was.
         """
         now = self.inference_params(params, teacher)
-        gathered = fs4_fit.gather(functools.partial(_gathered, self), now, batches)
+        gathered = fs4_fit.gather(self._gathered, now, batches)
         before, head = distributed.to_host((extra["centroids"], now["head"]))
         centroids = self._fit_centroids(gathered, key, before)
         fitted = self._fit_clusters(head, gathered, centroids, key,
                                     head["classifier"]["prototypes"])
         return extra | {"centroids": centroids, "shares": fitted.shares}
+
+    @functools.cached_property
+    def _gathered(self):
+        """Jitted once for all fits: see `_gathered_of_batch`."""
+        return jax.jit(functools.partial(_gathered_of_batch, self))
+
+    @functools.cached_property
+    def _embedded(self):
+        """The head's embedding of tokens; jitted once, as `_gathered` is."""
+        return jax.jit(lambda params, tokens, appearance: self.head.apply(
+            {"params": params}, tokens, appearance)["embedding"])
 
     def _fit_centroids(self, gathered, key, start=None):
         return fs4_fit.fit_centroids(gathered["cells"], self.pyramid, key, start=start,
@@ -305,7 +316,7 @@ class FS4:
                                       gathered["patch_tokens"].shape[1:3])
         mixture = self.settings.mixture
         fitted = fs4_fit.fit_clusters(
-            fs4_fit.embed(self.head, head, gathered), groups, self.head.num_clusters, key,
+            fs4_fit.embed(self._embedded, head, gathered), groups, self.head.num_clusters, key,
             start=start, mixture=mixture.enabled, num_groups=tuple(self.pyramid.items()),
             guides=self.guides, temperature=self.settings.student_temperature,
             num_iters=mixture.num_iters if mixture.enabled else 1)
@@ -338,8 +349,8 @@ def _views(x):
     return x[:, 0], x[:, 1]
 
 
-def _gathered(method, params, batch):
-    """What the fits need of one batch; jitted by the caller."""
+def _gathered_of_batch(method, params, batch):
+    """What the fits need of one batch."""
     seen = method._look(params, batch)
     cues = ContextEmbedding(**method.head.embedding).cues(seen["patch_tokens"],
                                                           seen["appearance"])

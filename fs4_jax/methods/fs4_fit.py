@@ -18,9 +18,8 @@ _MAX_POINTS = 60_000      # of a fit: what k-means gains from more is far below 
 
 
 def gather(step, params, batches):
-    """Runs step(params, batch) over batches; every leaf concatenated on the host, all of it on
-    each process."""
-    step = jax.jit(step)
+    """Runs step(params, batch), jitted, over batches; every leaf concatenated on the host, all of
+    it on each process."""
     parts = [distributed.to_host(step(params, batch)) for batch in batches]
     return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
 
@@ -112,14 +111,10 @@ def consistent_projection(sums, width):
     return {"kernel": kernel.astype(np.float32), "bias": (-mean @ kernel).astype(np.float32)}
 
 
-def embed(head, head_params, gathered, batch=32):
-    """The head's embeddings of all gathered tokens: [n h w, c]."""
-    @jax.jit
-    def step(tokens, appearance):
-        return head.apply({"params": head_params}, tokens, appearance)["embedding"]
-
+def embed(step, head_params, gathered, batch=32):
+    """step(head_params, tokens, appearance), jitted, of all gathered tokens: [n h w, c]."""
     tokens, appearance = gathered["patch_tokens"], gathered["appearance"]
-    parts = [np.asarray(step(tokens[i:i + batch], appearance[i:i + batch]))
+    parts = [np.asarray(step(head_params, tokens[i:i + batch], appearance[i:i + batch]))
              for i in range(0, len(tokens), batch)]
     return np.concatenate([part.reshape(-1, part.shape[-1]) for part in parts])
 

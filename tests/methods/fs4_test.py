@@ -25,6 +25,21 @@ class FineClustersTest(absltest.TestCase):
         cls.params, cls.extra = cls.method.fit(params, extra, cls.batches, jax.random.key(1))
         cls.loss = staticmethod(jax.jit(cls.method.loss))
 
+    def test_a_second_round_compiles_nothing(self):
+        compiled = []
+
+        def note(event, seconds, **_):
+            if event == "/jax/core/compile/backend_compile_duration":
+                compiled.append(seconds)
+
+        for number in range(2):
+            self.method.refit(self.params, self.params, self.extra, self.batches,
+                              jax.random.key(number))
+            if not number:
+                jax.monitoring.register_event_duration_secs_listener(note)
+                self.addCleanup(jax.monitoring.unregister_event_duration_listener, note)
+        self.assertEmpty(compiled)
+
     def test_the_fit_gives_every_class_fine_clusters(self):
         self.assertEqual(self.params["head"]["classifier"]["prototypes"].shape[0], 9)
         self.assertEqual(set(np.asarray(self.params["groups"]).tolist()), {0, 1, 2})
