@@ -17,14 +17,15 @@ _LEAST = {"total_steps": 1, "batch_size": 1, "accumulate_steps": 1, "num_cluster
           "optimizer.halve_every": 0, "alignseg.num_prototypes": 1, "alignseg.num_heads": 1,
           "alignseg.hidden": 1, "alignseg.num_layers": 1, "alignseg.num_local": 1,
           "alignseg.fit_images": 1, "alignseg.contrast.temperature": 1e-6,
-          "alignseg.mass": 1e-6}
+          "alignseg.mass": 1e-6, "alignseg.mixture.rounds": 0}
 
 _TEXTS = ("data.class_names", "sharding", "eval.also")       # tuples of more than numbers
 _MAY_BE_NEGATIVE = ("mesh.", "optimizer.final_weight_decay")
 _POSITIVE = ("temperature", "sigma", "epsilon", "marginal_relaxation", "eval.batch_size",
              "eval.probe_steps", "checkpoint.keep")
 _AT_MOST_1 = ("momentum", "data.flip", "data.grey", "data.blur", "optimizer.beta2", "drop_path",
-              "alignseg.mass", "mask.probability", "scribble.ratio", "rampup", "confident")
+              "alignseg.mass", "whitening", "mask.probability", "scribble.ratio", "rampup",
+              "confident")
 # (low, high), 0 < low <= high <= 1: shares of an image
 _RANGES = ("data.crop_scale", "data.view2_scale", "dino.local_scale", "alignseg.global_scale",
            "alignseg.local_scale")

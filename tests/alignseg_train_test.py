@@ -29,6 +29,7 @@ def tiny_config():
     config.encoder.update(dict(variant="mu/16", block=1))
     config.checkpoint.every = 2
     config.alignseg.fit_images = 16
+    config.alignseg.mixture.update(dict(weight=1.0, rounds=2, whitening=0.25, fitted=True))
     config.eval.update(dict(batch_size=8, floors=False, pictures=2, also=("per-image-m2o",)))
     return config
 

@@ -14,7 +14,7 @@ PACKAGE = pathlib.Path(__file__).resolve().parents[1] / "fs4_jax"
 LAYERS = (
     # L0: pure functions of arrays, and settings
     {"", "clustering", "clustering.guided", "clustering.kmeans", "clustering.merge",
-     "clustering.sinkhorn",
+     "clustering.image_mixture", "clustering.sinkhorn",
      "clustering.stream", "clustering.validity", "affinity",
      "affinity.windowed", "affinity.dense", "affinity.pairs", "affinity.permutohedral",
      "affinity.crf", "evaluation",
@@ -42,7 +42,7 @@ LAYERS = (
      "evaluation.report_training"},
     # L3: the step and the methods
     {"train_step", "accumulation", "methods", "methods.base", "methods.fs4", "methods.dino",
-     "methods.alignseg", "methods.scribble", "methods.fs4_fit"},
+     "methods.alignseg", "methods.alignseg_fit", "methods.scribble", "methods.fs4_fit"},
     # L4: what runs
     {"run", "token_cache", "watch", "train", "evaluator", "eval_fits", "eval_scores",
      "token_probes", "evaluate", "program_cost", "dry_run", "segmenter",

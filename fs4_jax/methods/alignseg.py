@@ -16,6 +16,11 @@ so that the masks of classes are exactly those of segments, named. The centroids
 of the parameters: they are fitted before an evaluation and before the last checkpoint (`finish`),
 and no step reads them. So one model has both scores: `hungarian` is of its classes,
 `per-image-m2o` of its "segments".
+
+Beyond the original too: segments as a mixture (config.alignseg.mixture). The released losses lead
+away from a good grouping; the mixture's likelihood, of an image's tokens weighted by the class
+token's attention, does not. The decoder is trained to propose the mixture's centres, `settle` ends
+its work in the image, and tokens are measured in a space that is fitted to them.
 """
 
 import dataclasses
@@ -28,6 +33,7 @@ import numpy as np
 
 from fs4_jax import distributed
 from fs4_jax.clustering import kmeans
+from fs4_jax.clustering.image_mixture import mixture_loss, settle
 from fs4_jax.clustering.kmeans import unit_length
 from fs4_jax.config import ConfigError
 from fs4_jax.data.aligned_crops import AlignedCrops
@@ -38,6 +44,7 @@ from fs4_jax.losses.alignment import (
     prototype_contrast,
     prototype_image_loss,
 )
+from fs4_jax.methods import alignseg_fit
 from fs4_jax.models.alignseg_files import load_decoder
 from fs4_jax.models.foreground import foreground_mask
 from fs4_jax.models.prototype_decoder import PrototypeDecoder
@@ -57,6 +64,13 @@ def make_alignseg(config, encoder):
     if encoder.width % settings.num_heads:
         raise ConfigError(f"config.alignseg.num_heads={settings.num_heads} does not divide the "
                           f"width of {config.encoder.variant}, {encoder.width}")
+    if settings.weights and settings.mixture.fitted:
+        raise ConfigError("config.alignseg.weights holds prototypes, which config.alignseg.mixture."
+                          "fitted=True would replace: set one of them")
+    terms = ("correlation", "contrast", "mixture")
+    if not any(settings[term].weight for term in terms):
+        raise ConfigError("nothing to train by: one of " + ", ".join(
+            f"config.alignseg.{term}.weight" for term in terms) + " has to be above 0")
     decoder = PrototypeDecoder(settings.num_prototypes, settings.num_heads, settings.hidden,
                                settings.num_layers, settings.bug_compatible)
     return AlignSeg(encoder, decoder, settings, config.num_clusters)
@@ -66,7 +80,8 @@ def make_alignseg(config, encoder):
 class AlignSeg:
     """The Method; it has no `classify`, for what tells classes apart is each image's own.
 
-    params: {"encoder", "decoder", "classes": centroids float32 [num_clusters, d]}. `extra` is {}.
+    params: {"encoder", "decoder", "classes": centroids float32 [num_clusters, d]}, and "space", the
+    kernel and bias of `alignseg_fit.whitening`, with settings.mixture.whitening. `extra` is {}.
     num_clusters: classes of the data set; an image's own segments are settings.num_prototypes.
     """
     encoder: Any
@@ -74,10 +89,13 @@ class AlignSeg:
     settings: Any
     num_clusters: int
     title = "AlignSeg"
-    frozen = ("encoder", "classes")
     has_classes = True
     supervised = False
     temperature = 0.1             # no term has probabilities; FS^4's, whose logits are cosines too
+
+    @property
+    def frozen(self):
+        return ("encoder", "classes") + (("space",) if self.settings.mixture.whitening else ())
 
     @property
     def num_segments(self):
@@ -98,11 +116,15 @@ class AlignSeg:
         width = self.encoder.width
         decoder = self.decoder.init(key_decoder, jnp.zeros((1, 1, width)))["params"]
         classes = unit_length(jax.random.normal(key_classes, (self.num_clusters, width)))
-        return {"encoder": encoder, "decoder": decoder, "classes": classes}, {}
+        params = {"encoder": encoder, "decoder": decoder, "classes": classes}
+        if self.settings.mixture.whitening:
+            params["space"] = {"kernel": jnp.eye(width), "bias": jnp.zeros(width)}
+        return params, {}
 
     def loss(self, params, teacher, extra, batch, key, step):
-        settings, correlation = self.settings, self.settings.correlation
+        settings = self.settings
         tokens, attention = jax.lax.stop_gradient(self._look(params, batch))
+        tokens = self._in_space(params, tokens)
         mask = foreground_mask(self._flat(attention)[:, None], mass=settings.mass)
         mask = mask.reshape(*attention.shape[:2], -1)                       # [b, v, n]
         tokens = tokens.reshape(*tokens.shape[:2], -1, tokens.shape[-1])    # [b, v, n, d]
@@ -111,14 +133,21 @@ class AlignSeg:
         # As released, masks stay where they are: then they are not even of the crop beside them.
         local, local_adapted = (paired_crops(x[:, 1:], settings.released_pairing)
                                 for x in (tokens, adapted))
-        terms = [(prototype_image_loss(
-            (tokens[:, 0], local[:, i]), (adapted[:, 0], local_adapted[:, i]),
-            (mask[:, 0], mask[:, i + 1]), pressure=correlation.pressure,
-            reduction=correlation.reduction),
-            prototype_contrast(adapted[:, 0], local_adapted[:, i],
-                               settings.contrast.temperature)) for i in range(local.shape[1])]
-        terms = dict(zip(("correlation", "contrast"),
-                         (sum(term) / len(terms) for term in zip(*terms))))
+        pairs = [((tokens[:, 0], local[:, i]), (adapted[:, 0], local_adapted[:, i]),
+                  (mask[:, 0], mask[:, i + 1])) for i in range(local.shape[1])]
+        terms = {}
+        if settings.correlation.weight:
+            terms["correlation"] = sum(prototype_image_loss(
+                *pair, pressure=settings.correlation.pressure,
+                reduction=settings.correlation.reduction) for pair in pairs) / len(pairs)
+        if settings.contrast.weight:
+            terms["contrast"] = sum(prototype_contrast(
+                *ours, settings.contrast.temperature) for _, ours, _ in pairs) / len(pairs)
+        if settings.mixture.weight:
+            terms["mixture"] = mixture_loss(
+                self._flat(tokens), self._flat(adapted),
+                self._flat(attention.reshape(*attention.shape[:2], -1)),
+                settings.mixture.temperature)
         loss = sum(settings[name].weight * term for name, term in terms.items())
         metrics = {f"loss_{name}": term for name, term in terms.items()}
         metrics |= telemetry(cosines(tokens[:, 0], adapted[:, 0]))
@@ -147,8 +176,23 @@ class AlignSeg:
         tokens, attention = self._look(params, batch)
         return {"patch_tokens": tokens.astype(jnp.float16), "attention": attention}
 
+    def _in_space(self, params, tokens):
+        """Tokens [..., d] where they are measured: float32, as long as normalised ones."""
+        if not self.settings.mixture.whitening:
+            return tokens
+        tokens = unit_length(tokens.astype(jnp.float32))
+        tokens = jnp.matmul(tokens, params["space"]["kernel"], precision="highest")
+        tokens = tokens + params["space"]["bias"]
+        return tokens.shape[-1] ** 0.5 * unit_length(tokens)
+
     def _adapt(self, params, tokens):
         return self.decoder.apply({"params": params["decoder"]}, tokens)
+
+    def _adapt_and_settle(self, params, tokens, attention):
+        """Adapted prototypes [b, k, d] of tokens [b, n, d], attention [b, n]."""
+        mixture = self.settings.mixture
+        return settle(tokens, self._adapt(params, tokens), attention,
+                      num_rounds=mixture.rounds, temperature=mixture.temperature)
 
     def update_teacher(self, teacher, trained, step):
         """There is none: what stands in its place is the decoder as it began."""
@@ -160,11 +204,14 @@ class AlignSeg:
     def predict(self, params, images):
         """As `Method.predict`; "embedding" are the tokens. Besides, "segments" [b, h, w, n]:
         cosines to the image's own adapted prototypes."""
-        tokens = self.encoder.apply({"params": params["encoder"]},
-                                    normalize_images(images))["patch_tokens"]
+        settles = bool(self.settings.mixture.rounds)
+        out = self.encoder.apply({"params": params["encoder"]}, normalize_images(images),
+                                 return_attention=settles)
+        tokens = out["patch_tokens"]
         b, h, w, d = tokens.shape
-        flat = tokens.reshape(b, -1, d)
-        adapted = self._adapt(params, flat)
+        flat = self._in_space(params, tokens.reshape(b, -1, d))
+        attention = jnp.mean(out["attention"], axis=1).reshape(b, -1) if settles else None
+        adapted = self._adapt_and_settle(params, flat, attention)
         segments = cosines(flat, adapted)
         named = jnp.argmax(cosines(self._signature(flat, adapted, segments),
                                    jnp.broadcast_to(params["classes"], (b, self.num_clusters, d))),
@@ -183,10 +230,32 @@ class AlignSeg:
         return jnp.where(jnp.sum(own, axis=1)[..., None] > 0, mean, adapted)
 
     def fit(self, params, extra, batches, key):
-        """The decoder of config.alignseg.weights, if given, and first classes."""
+        """The decoder of config.alignseg.weights, if given; the mixture's start; first classes."""
+        mixture = self.settings.mixture
         if self.settings.weights:
             params = {**params, "decoder": self._given_decoder(params["decoder"])}
+        if mixture.whitening or mixture.fitted:
+            batches = [distributed.to_host(self._global_crops(params, batch)) for batch in batches]
+            params = self._fitted_mixture(params, batches, key)
         return self.finish(params, batches, key), extra
+
+    def _fitted_mixture(self, params, batches, key):
+        """The space of tokens, and prototypes at their centroids; both of attended tokens alone."""
+        mixture = self.settings.mixture
+        tokens, weight = (np.concatenate([batch[name] for batch in batches])
+                          for name in ("patch_tokens", "attention"))
+        weight = (weight / weight.sum(axis=(1, 2, 3), keepdims=True)).reshape(-1)
+        tokens = np.asarray(unit_length(jnp.asarray(tokens, jnp.float32))).reshape(
+            -1, tokens.shape[-1])
+        seed = np.asarray(jax.random.bits(key, (2,)))
+        if mixture.whitening:
+            params = {**params, "space": alignseg_fit.whitening(
+                alignseg_fit.drawn(tokens, np.ones_like(weight), seed), mixture.whitening)}
+        if mixture.fitted:
+            points = self._in_space(params, alignseg_fit.drawn(tokens, weight, seed))
+            start = alignseg_fit.starting_prototypes(points, self.num_segments, key)
+            params = {**params, "decoder": {**params["decoder"], "prototypes": start}}
+        return params
 
     def _given_decoder(self, params):
         decoder, given = load_decoder(self.settings.weights, num_heads=self.decoder.num_heads,
@@ -217,6 +286,11 @@ class AlignSeg:
         found = kmeans(points, self.num_clusters, key=key, num_iters=_ITERATIONS, spherical=True,
                        valid=jnp.asarray(owned), restarts=_RESTARTS)
         return {**params, "classes": np.asarray(found.centroids)}
+
+    @functools.cached_property
+    def _global_crops(self):
+        """What `keep` gives of a batch's global crops; jitted once."""
+        return jax.jit(lambda params, batch: self.keep(params, _global_crops(batch)))
 
     @functools.cached_property
     def _segments(self):
@@ -252,11 +326,16 @@ def telemetry(segments):
 
 def _segments_of_batch(method, params, batch):
     """{"signature" [b, k, d], "owned" bool [b, k]: has a token} of a batch's global crops."""
-    names = ("patch_tokens", "attention") if "patch_tokens" in batch else ("crops",)
-    tokens, _ = method._look(params, {name: batch[name][:, :1] for name in names})
-    tokens = tokens[:, 0].reshape(len(tokens), -1, tokens.shape[-1])
-    adapted = method._adapt(params, tokens)
+    tokens, attention = method._look(params, _global_crops(batch))
+    tokens = method._in_space(params, tokens[:, 0].reshape(len(tokens), -1, tokens.shape[-1]))
+    adapted = method._adapt_and_settle(params, tokens, attention.reshape(len(tokens), -1))
     segments = cosines(tokens, adapted)
     own = jax.nn.one_hot(jnp.argmax(segments, axis=-1), segments.shape[-1])
     return {"signature": method._signature(tokens, adapted, segments),
             "owned": jnp.sum(own, axis=1) > 0}
+
+
+def _global_crops(batch):
+    """The first crop of each image, as `_look` reads it."""
+    names = ("patch_tokens", "attention") if "patch_tokens" in batch else ("crops",)
+    return {name: batch[name][:, :1] for name in names}

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
+from fs4_jax.clustering.image_mixture import settle
 from fs4_jax.config import ConfigError, default_config
 from fs4_jax.data.sources import make_source
 from fs4_jax.evaluate import make_evaluator
@@ -20,6 +21,9 @@ from tests.fast_compiles import setUpModule, tearDownModule  # noqa: F401
 from tests.methods.dino_test import flat, prepare_on
 
 _K, _CLASSES = 4, 3
+_MIXTURE = {"alignseg.mixture.weight": 10.0, "alignseg.mixture.rounds": 3,
+            "alignseg.mixture.whitening": 0.25, "alignseg.mixture.fitted": True,
+            "alignseg.correlation.weight": 0.0, "alignseg.contrast.weight": 0.0}
 
 
 def small_config(**changes):
@@ -200,6 +204,48 @@ class AlignSegClassesTest(parameterized.TestCase):
         with self.assertRaisesRegex(ConfigError, "32 segments of 8 images are fewer than "
                                     "config.num_clusters=50"):
             method.finish(params, [random_batch()], jax.random.key(0))
+
+
+class MixtureTest(absltest.TestCase):
+
+    def test_predict_settles_what_the_decoder_proposes(self):
+        method, params = made(**_MIXTURE)
+        params, _ = method.fit(params, {}, [kept_batch(0), kept_batch(1)], jax.random.key(0))
+        images = random_batch()["crops"][:2, 0]
+        out = jax.jit(method.predict)(params, images)
+        seen = method.keep(params, {"crops": images[:, None]})
+        tokens = method._in_space(params, seen["patch_tokens"][:, 0].reshape(2, 16, -1))
+        settled = settle(tokens, method.decoder.apply({"params": params["decoder"]}, tokens),
+                         seen["attention"].reshape(2, 16), num_rounds=3, temperature=0.05)
+        # Tokens that are kept are float16.
+        np.testing.assert_allclose(out["segments"].reshape(2, 16, -1), cosines(tokens, settled),
+                                   atol=5e-3)
+        self.assertEqual(out["patch_tokens"].shape, (2, 4, 4, 128))
+
+    def test_the_fit_finds_the_space_and_the_start(self):
+        method, params = made(**_MIXTURE)
+        fitted, _ = method.fit(params, {}, [kept_batch(0), kept_batch(1)], jax.random.key(0))
+        again, _ = method.fit(params, {}, [kept_batch(0), kept_batch(1)], jax.random.key(0))
+        jax.tree.map(np.testing.assert_array_equal, fitted, again)
+        changed = {name for name, value in flat(fitted).items()
+                   if not np.array_equal(value, flat(params)[name])}
+        self.assertEqual(changed, {"space/kernel", "space/bias", "decoder/prototypes", "classes"})
+
+    def test_a_step_of_the_likelihood(self):
+        method, params = made(**_MIXTURE)
+        total, metrics = loss(method, params, kept_batch(0))
+        self.assertEqual({name for name in metrics if name.startswith("loss_")}, {"loss_mixture"})
+        np.testing.assert_allclose(total, 10 * metrics["loss_mixture"], rtol=1e-6)
+        self.assertEqual(method.frozen, ("encoder", "classes", "space"))
+
+    def test_settings_that_can_not_work(self):
+        for changes, message in (
+                ({"alignseg.mixture.weight": 0.0}, "one of config.alignseg.correlation.weight, "),
+                ({"alignseg.weights": "F.pth"}, "mixture.fitted=True would replace"),
+                ({"alignseg.mixture.whitening": 1.5}, "whitening is 1.5; it is at most 1"),
+                ({"alignseg.mixture.temperature": 0.0}, "alignseg.mixture.temperature")):
+            with self.assertRaisesRegex(ConfigError, message):
+                prepare(small_config(**_MIXTURE | changes))
 
 
 class AlignSegSettingsTest(parameterized.TestCase):
