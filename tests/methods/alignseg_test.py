@@ -21,7 +21,7 @@ from tests.fast_compiles import setUpModule, tearDownModule  # noqa: F401
 from tests.methods.dino_test import flat, prepare_on
 
 _K, _CLASSES = 4, 3
-_MIXTURE = {"alignseg.mixture.weight": 10.0, "alignseg.mixture.rounds": 3,
+MIXTURE = {"alignseg.mixture.weight": 10.0, "alignseg.mixture.rounds": 3,
             "alignseg.mixture.whitening": 0.25, "alignseg.mixture.fitted": True,
             "alignseg.correlation.weight": 0.0, "alignseg.contrast.weight": 0.0}
 
@@ -209,7 +209,7 @@ class AlignSegClassesTest(parameterized.TestCase):
 class MixtureTest(absltest.TestCase):
 
     def test_predict_settles_what_the_decoder_proposes(self):
-        method, params = made(**_MIXTURE)
+        method, params = made(**MIXTURE)
         params, _ = method.fit(params, {}, [kept_batch(0), kept_batch(1)], jax.random.key(0))
         images = random_batch()["crops"][:2, 0]
         out = jax.jit(method.predict)(params, images)
@@ -223,7 +223,7 @@ class MixtureTest(absltest.TestCase):
         self.assertEqual(out["patch_tokens"].shape, (2, 4, 4, 128))
 
     def test_the_fit_finds_the_space_and_the_start(self):
-        method, params = made(**_MIXTURE)
+        method, params = made(**MIXTURE)
         fitted, _ = method.fit(params, {}, [kept_batch(0), kept_batch(1)], jax.random.key(0))
         again, _ = method.fit(params, {}, [kept_batch(0), kept_batch(1)], jax.random.key(0))
         jax.tree.map(np.testing.assert_array_equal, fitted, again)
@@ -232,7 +232,7 @@ class MixtureTest(absltest.TestCase):
         self.assertEqual(changed, {"space/kernel", "space/bias", "decoder/prototypes", "classes"})
 
     def test_a_step_of_the_likelihood(self):
-        method, params = made(**_MIXTURE)
+        method, params = made(**MIXTURE)
         total, metrics = loss(method, params, kept_batch(0))
         self.assertEqual({name for name in metrics if name.startswith("loss_")}, {"loss_mixture"})
         np.testing.assert_allclose(total, 10 * metrics["loss_mixture"], rtol=1e-6)
@@ -245,7 +245,7 @@ class MixtureTest(absltest.TestCase):
                 ({"alignseg.mixture.whitening": 1.5}, "whitening is 1.5; it is at most 1"),
                 ({"alignseg.mixture.temperature": 0.0}, "alignseg.mixture.temperature")):
             with self.assertRaisesRegex(ConfigError, message):
-                prepare(small_config(**_MIXTURE | changes))
+                prepare(small_config(**MIXTURE | changes))
 
 
 class AlignSegSettingsTest(parameterized.TestCase):
