@@ -49,7 +49,7 @@ def stopped_at(step):
 class AlignSegTrainTest(absltest.TestCase):
 
     def test_the_configs_can_work(self):
-        for name, *kinds in (("demo",), ("camvid",), ("voc", "right", "released"), ("coco27",)):
+        for name, *kinds in (("demo",), ("camvid",), ("voc", "right", "released", "mixture"), ("coco27",)):
             path = pathlib.Path(__file__).resolve().parents[1] / f"configs/alignseg_{name}.py"
             spec = importlib.util.spec_from_file_location(name, path)
             module = importlib.util.module_from_spec(spec)
@@ -61,6 +61,7 @@ class AlignSegTrainTest(absltest.TestCase):
                     method.make_views(config.data, (224, 224))
                     self.assertIn("per-image-m2o", config.eval.also)
                     self.assertEqual(method.settings.released_pairing, arguments == ("released",))
+                    self.assertEqual("space" in method.frozen, arguments == ("mixture",))
 
     def test_from_images_to_masks(self):
         # On one device: eight compile for minutes, and methods/alignseg_test.py has them.
