@@ -240,19 +240,18 @@ class AlignSeg:
         return self.finish(params, batches, key), extra
 
     def _fitted_mixture(self, params, batches, key):
-        """The space of tokens, and prototypes at their centroids; both of attended tokens alone."""
-        mixture = self.settings.mixture
-        tokens, weight = (np.concatenate([batch[name] for batch in batches])
-                          for name in ("patch_tokens", "attention"))
-        weight = (weight / weight.sum(axis=(1, 2, 3), keepdims=True)).reshape(-1)
-        tokens = np.asarray(unit_length(jnp.asarray(tokens, jnp.float32))).reshape(
-            -1, tokens.shape[-1])
-        seed = np.asarray(jax.random.bits(key, (2,)))
+        """The space of the batches' tokens, and prototypes at centroids of attended ones."""
+        mixture, seed = self.settings.mixture, np.asarray(jax.random.bits(key, (2,)))
+        tokens, attention = (np.concatenate([batch[name] for batch in batches])
+                             for name in ("patch_tokens", "attention"))
+        tokens = tokens.reshape(-1, tokens.shape[-1])
+        attention = (attention / attention.sum(axis=(1, 2, 3), keepdims=True)).reshape(-1)
         if mixture.whitening:
+            points = alignseg_fit.drawn(tokens, np.ones_like(attention), seed)
             params = {**params, "space": alignseg_fit.whitening(
-                alignseg_fit.drawn(tokens, np.ones_like(weight), seed), mixture.whitening)}
+                np.asarray(unit_length(jnp.asarray(points, jnp.float32))), mixture.whitening)}
         if mixture.fitted:
-            points = self._in_space(params, alignseg_fit.drawn(tokens, weight, seed))
+            points = self._in_space(params, alignseg_fit.drawn(tokens, attention, seed))
             start = alignseg_fit.starting_prototypes(points, self.num_segments, key)
             params = {**params, "decoder": {**params["decoder"], "prototypes": start}}
         return params

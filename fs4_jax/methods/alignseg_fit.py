@@ -1,6 +1,6 @@
 """Where AlignSeg's mixture starts from: a measure of tokens, and prototypes, from tokens."""
 
-import jax
+import jax.numpy as jnp
 import numpy as np
 
 from fs4_jax.clustering import kmeans
@@ -39,6 +39,6 @@ def starting_prototypes(tokens, num_prototypes, key):
     if len(tokens) < num_prototypes:
         raise ConfigError(f"{len(tokens)} tokens are fewer than config.alignseg.num_prototypes="
                           f"{num_prototypes}: raise config.alignseg.fit_images")
-    found = kmeans(jax.numpy.asarray(tokens), num_prototypes, key=key, num_iters=_ITERATIONS,
+    found = kmeans(jnp.asarray(tokens, jnp.float32), num_prototypes, key=key, num_iters=_ITERATIONS,
                    spherical=True, restarts=_RESTARTS)
     return np.asarray(found.centroids) * np.sqrt(tokens.shape[1], dtype=np.float32)
