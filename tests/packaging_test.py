@@ -37,6 +37,17 @@ class PackagingTest(parameterized.TestCase):
                                   project["optional-dependencies"])
         self.assertLen((_ROOT / "setup.py").read_text().splitlines(), 2)
 
+    def test_the_default_export_needs_no_extra(self):
+        """jax.export writes with flatbuffers, which jax does not ask for."""
+        project = tomllib.loads((_ROOT / "pyproject.toml").read_text())["project"]
+        self.assertTrue([x for x in project["dependencies"] if x.startswith("flatbuffers")])
+
+    def test_sources_hold_what_the_readme_names(self):
+        lines = (_ROOT / "MANIFEST.in").read_text().splitlines()
+        self.assertContainsSubset(
+            {"include *.md CITATION.cff", *(f"graft {folder}" for folder in (
+                "benchmarks", "colabs", "docs", "launch", "tests"))}, lines)
+
     @parameterized.parameters(sorted(LAYERS[-1]))
     def test_help_answers_without_jax(self, command):
         """Of every command: its flags are told, and nothing is imported that takes seconds."""
