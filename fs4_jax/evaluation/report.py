@@ -197,6 +197,8 @@ def _headline(evaluation):
     notes = []
     if evaluation.get("floors_fitted_to"):
         notes.append(f"Floors are fitted to {evaluation['floors_fitted_to']}, without labels.")
+    if "kmeans_strong" in (evaluation.get("floors") or {}):
+        notes.append("Plain: tokens at unit length; strong: whitened too, with their place.")
     if evaluation.get("probes"):
         notes.append("Striped: probes read labels of the training split. They are a ceiling of "
                      "what is in the tokens, not a score of label-free segmentation.")

@@ -127,7 +127,7 @@ class ReportTest(parameterized.TestCase):
                      "k-means on RGB", "against strong k-means on its tokens", "56.5 %",
                      "linear probe, labelled", "probes read labels",
                      "protocol p, mirrored images averaged, CRF",
-                     "Floors are fitted to the training split"):
+                     "Floors are fitted to the training split", "strong: whitened too"):
             self.assertIn(text, page.text)
         self.assertNotIn("probes read labels", self.write().text)
 
