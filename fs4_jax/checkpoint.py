@@ -121,7 +121,8 @@ class Checkpoints:
           CheckpointError: none of them can be read.
         """
         damaged = []
-        for step in reversed(self.steps) if step is None else (step,):
+        wanted = reversed(self.steps) if step is None else (step,)
+        for step in wanted:
             try:
                 restored = self._restore(step, state, iterator)
             except Exception as error:        # orbax and tensorstore raise a dozen kinds

@@ -1,6 +1,11 @@
 """Where the files of configs/ are: beside the package in a clone, inside it when installed."""
 
 import pathlib
+import re
+import sys
+import traceback
+
+from absl import app
 
 _PACKAGE = pathlib.Path(__file__).resolve().parent
 _FLAG = "config"
@@ -49,6 +54,22 @@ def with_shipped_configs(argv):
         elif i + 1 < len(argv):
             argv[i + 1] = _checked(argv[i + 1])
     return argv
+
+
+def parse_flags(argv):
+    """For `absl.app.run(main, flags_parser=parse_flags)`: a mistyped key is one line, status 2."""
+    try:
+        return app.parse_flags_with_usage(argv)
+    except AttributeError as error:          # also of a config file's own code, which is told whole
+        frames = traceback.extract_tb(error.__traceback__)
+        key = re.search(r"'(\w+)'", str(error).replace("\\", ""))
+        if not key or not any(frame.filename.endswith("config_path.py") for frame in frames):
+            raise
+        near = re.search(r'Did you mean "(\w+)"', str(error))
+        word = next((word for word in argv if key[1] in re.split(r"[.=]", word)), f"--{_FLAG}")
+        print(f"error: {word}: there is no such key, '{key[1]}'"
+              + (f'; did you mean "{near[1]}"?' if near else ""), file=sys.stderr)
+        sys.exit(2)
 
 
 def _checked(given):

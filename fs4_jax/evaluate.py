@@ -6,6 +6,7 @@ import math
 import os
 import pathlib
 import platform
+import shlex
 import sys
 
 import jax
@@ -153,4 +154,4 @@ def environment():
     return {"fs4_jax": fs4_jax.__version__, "python": platform.python_version(), **versions,
             "devices": f"{len(devices)} x {devices[0].device_kind}",
             "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-            "command": " ".join(sys.argv)}
+            "command": shlex.join(["python", *sys.orig_argv[1:]])}

@@ -6,7 +6,7 @@ import sys
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from fs4_jax.config_files import with_shipped_configs
+from fs4_jax.config_files import parse_flags, with_shipped_configs
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Settings: FILE.py or FILE.py:ARG, or the name of a config that came with the "
@@ -67,4 +67,4 @@ if __name__ == "__main__":
     flags.register_multi_flags_validator(
         ["workdir", "dry_run"], lambda given: given["workdir"] or given["dry_run"],
         "--workdir must be given, except with --dry_run")
-    app.run(main, argv=with_shipped_configs(sys.argv))
+    app.run(main, argv=with_shipped_configs(sys.argv), flags_parser=parse_flags)

@@ -207,6 +207,10 @@ class ProgressLine:
         self._last_print = -math.inf
         self._width = 0               # of what stands on the terminal's line
 
+    def begin(self):
+        """Work begins now: what came before, compiling say, is left out of the first ETA."""
+        self._start = (self._start[0], self._clock())
+
     def format(self, step, metrics):
         """The line, such as "step 120/600  loss 2.345  pixel 1.9 pgg 0.4  38.2 img/s  ETA 1:23".
 

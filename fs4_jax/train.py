@@ -295,3 +295,5 @@ def _describe(run, source, eval_source, workdir):
           f"{', frozen' if config.encoder.frozen else ''}; {run.mesh.size} "
           f"{jax.devices()[0].platform} device(s) of {jax.process_count()} process(es); workdir "
           f"{workdir}", flush=True)
+    if config.encoder.frozen and not config.encoder.weights:
+        print("WARNING: an encoder left at random weights: set config.encoder.weights", flush=True)

@@ -47,7 +47,7 @@ class Watch:
         self.progress = ProgressLine(config.total_steps, first)
         self.pending, self.window, self.skipped = None, [], set()
         self.collapse = _CollapseWatch(config)
-        self.clock = time.time()
+        self.clock = None             # from the first step on, which was compiled before
 
     def after(self, step, metrics, batch, waited, data_state=None):
         """Takes note of a step just begun; looks at the one before.
@@ -55,6 +55,9 @@ class Watch:
         data_state: of the iterator that gave the batch.
         """
         self.flush()
+        if self.clock is None:
+            self.clock = time.time()
+            self.progress.begin()
         shapes = {key: jax.ShapeDtypeStruct(x.shape, x.dtype) for key, x in batch.items()}
         self.pending = (step, metrics, shapes, batch["index"], batch["skipped"], waited, data_state)
 

@@ -37,6 +37,17 @@ class PackagingTest(parameterized.TestCase):
                                   project["optional-dependencies"])
         self.assertLen((_ROOT / "setup.py").read_text().splitlines(), 2)
 
+    def test_the_default_export_needs_no_extra(self):
+        """jax.export writes with flatbuffers, which jax does not ask for."""
+        project = tomllib.loads((_ROOT / "pyproject.toml").read_text())["project"]
+        self.assertTrue([x for x in project["dependencies"] if x.startswith("flatbuffers")])
+
+    def test_sources_hold_what_the_readme_names(self):
+        lines = (_ROOT / "MANIFEST.in").read_text().splitlines()
+        self.assertContainsSubset(
+            {"include *.md CITATION.cff", *(f"graft {folder}" for folder in (
+                "benchmarks", "colabs", "docs", "launch", "tests"))}, lines)
+
     @parameterized.parameters(sorted(LAYERS[-1]))
     def test_help_answers_without_jax(self, command):
         """Of every command: its flags are told, and nothing is imported that takes seconds."""
@@ -54,8 +65,18 @@ class PackagingTest(parameterized.TestCase):
         result = subprocess.run(
             [sys.executable, "-m", "fs4_jax.main", "--config=configs/demo.py", "--workdir=w",
              "--config.num_cluster=3"], cwd=_ROOT, text=True, capture_output=True)
-        self.assertNotEqual(result.returncode, 0)
-        self.assertIn('"num_clusters"', result.stderr + result.stdout)
+        self.assertEqual((result.returncode, result.stderr), (
+            2, "error: --config.num_cluster=3: there is no such key, 'num_cluster'; did you mean "
+               '"num_clusters"?\n'))
+
+    def test_a_broken_config_file_is_told_whole(self):
+        with tempfile.TemporaryDirectory() as folder:
+            config = pathlib.Path(folder, "mine.py")
+            config.write_text("from fs4_jax.config import default_config\n\n\ndef get_config():\n"
+                              "    return default_config().num_cluster\n")
+            result = subprocess.run([sys.executable, "-m", "fs4_jax.main", f"--config={config}",
+                                     "--dry_run"], cwd=_ROOT, text=True, capture_output=True)
+        self.assertIn("in get_config", result.stderr)
 
     def test_every_folder_is_shipped_and_the_configs_too(self):
         setuptools = tomllib.loads((_ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]

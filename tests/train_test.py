@@ -160,6 +160,15 @@ class TrainTest(absltest.TestCase):
             for leaf in jax.tree.leaves(restored(config, self.dir)):
                 self.assertTrue(np.isfinite(leaf).all())
 
+    def test_a_frozen_encoder_without_weights_is_warned_of(self):
+        config = default_config()
+        run = mock.Mock(config=config)
+        for frozen, weights, warned in ((True, "", 1), (True, "w.npz", 0), (False, "", 0)):
+            config.encoder.frozen, config.encoder.weights = frozen, weights
+            with contextlib.redirect_stdout(io.StringIO()) as printed:
+                train._describe(run, [], mock.MagicMock(), "W")
+            self.assertEqual(printed.getvalue().count("WARNING: an encoder left at"), warned)
+
     def test_what_can_not_work_is_refused_before_training(self):
         cases = {
             "batch_size": (dict(batch_size=12), "batch_size=12 is not divisible by the 8"),

@@ -4,12 +4,14 @@ import contextlib
 import io
 import pathlib
 import tempfile
+import time
+from unittest import mock
 
 import jax.numpy as jnp
 from absl.testing import absltest
 
 from fs4_jax.config import default_config
-from fs4_jax.metrics import MetricsWriter, read_metrics
+from fs4_jax.metrics import MetricsWriter, ProgressLine, read_metrics
 from fs4_jax.watch import Watch
 
 
@@ -66,6 +68,28 @@ class CollapseWarningTest(absltest.TestCase):
         watch = Watch(config, None, None, 0)
         watch.collapse.add({"loss": 1.0})
         self.assertEqual(watch.collapse.look(), ({}, ""))
+
+
+class SpeedTest(absltest.TestCase):
+
+    def test_what_came_before_the_first_step_is_left_out(self):
+        """Compiling it, say: neither the first row's speed nor the first ETA counts that."""
+        config = default_config()
+        config.log_every, config.total_steps, config.batch_size = 5, 20, 8
+        nothing = {"index": jnp.zeros(1, int), "skipped": -jnp.ones(1, int)}
+        clock = mock.Mock(return_value=0.0)
+        folder = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
+        with contextlib.redirect_stderr(io.StringIO()) as printed, \
+                MetricsWriter(folder, tensorboard=False) as writer, \
+                mock.patch.object(time, "time", clock):
+            watch = Watch(config, None, writer, 0)
+            watch.progress = ProgressLine(20, clock=clock)
+            for step in range(6):
+                clock.return_value = 1000.0 + 2 * step
+                watch.after(step, {"loss": jnp.float32(1)}, nothing, 0.0)
+        row, = read_metrics(folder / "metrics.jsonl")
+        self.assertEqual((row["step_seconds"], row["images_per_second"]), (2.0, 4.0))
+        self.assertIn("step 5/20  loss 1  4.0 img/s  data 0 %  ETA 0:30", printed.getvalue())
 
 
 if __name__ == "__main__":

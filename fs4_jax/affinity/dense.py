@@ -138,7 +138,7 @@ def _leaves(points, values, leaf_size, tile):
     nodes = jax.lax.stop_gradient(points)
     order = jnp.broadcast_to(jnp.arange(tile * tile), points.shape[:2])
     depth = max(0, round(math.log2(tile * tile / leaf_size)))
-    for level in range(depth):
+    for _ in range(depth):
         spread = jnp.max(nodes, axis=1) - jnp.min(nodes, axis=1)
         axis = jnp.argmax(spread, axis=-1)
         key = jnp.take_along_axis(nodes, axis[:, None, None], axis=-1)[..., 0]

@@ -158,7 +158,8 @@ def page(candidates, best, reason, subject):
 def define_flags():
     """The command's own: several commands may be imported into one process."""
     flags.DEFINE_string("features", None, "File of fs4_jax.models.features.")
-    flags.DEFINE_list("candidates", [], "Numbers of clusters to try, such as 4,8,16; or a range:")
+    flags.DEFINE_list("candidates", [], "Numbers of clusters to try, such as 4,8,16; left "
+                      "out: --num of them from --min to --max.")
     flags.DEFINE_integer("min", 2, "Least number of clusters.")
     flags.DEFINE_integer("max", 40, "Largest number of clusters.")
     flags.DEFINE_integer("num", 10, "How many numbers from --min to --max.", lower_bound=2)

@@ -185,7 +185,6 @@ def _headline(evaluation):
         rows += [(_TITLES.get(k, k), v, "floor", None) for k, v in floors.items()]
         rows += [(_TITLES.get(k, k), metrics.number(v.get(name)), "ceiling", None)
                  for k, v in (evaluation.get("probes") or {}).items()]
-        top = 1.08 * max([1.0, *(r[1] for r in rows if math.isfinite(r[1]))])
         gain = ""
         if floors and math.isfinite(value):
             best = max(floors, key=floors.get)
@@ -194,10 +193,12 @@ def _headline(evaluation):
                     f'<small>against {html.escape(_TITLES.get(best, best))}</small>')
         shown = f"{value:.1f}<small>%</small>" if math.isfinite(value) else "–"
         cards.append(f'<div class="card score"><h3>{text}</h3><p class="big">{shown}{gain}</p>'
-                     f'{charts.bars(rows, top=top, unit=" %")}</div>')
+                     f'{charts.bars(rows, top=100, unit=" %")}</div>')
     notes = []
     if evaluation.get("floors_fitted_to"):
         notes.append(f"Floors are fitted to {evaluation['floors_fitted_to']}, without labels.")
+    if "kmeans_strong" in (evaluation.get("floors") or {}):
+        notes.append("Plain: tokens at unit length; strong: whitened too, with their place.")
     if evaluation.get("probes"):
         notes.append("Striped: probes read labels of the training split. They are a ceiling of "
                      "what is in the tokens, not a score of label-free segmentation.")
@@ -297,9 +298,8 @@ def _per_class(evaluation, key):
     rows = [(str(name), metrics.number(value)) for name, value in scores.items()]
     colours = {name: key.css(i) for i, name in enumerate(key.names[:key.num_classes])}
     rows.sort(key=lambda row: -row[1] if math.isfinite(row[1]) else math.inf)
-    top = max([1.0, *(v for _, v in rows if math.isfinite(v))])
     body = charts.bars([(n, v, "" if math.isfinite(v) else "absent", colours.get(n))
-                        for n, v in rows], top=top, unit=" %")
+                        for n, v in rows], top=100, unit=" %")
     wide = " columns" if len(rows) > 12 else ""
     return charts.section("IoU of each class", f'<div class="card{wide}">{body}</div>')
 
@@ -349,7 +349,8 @@ def _clusters(clusters, evaluation, key):
             f'<span class="name" title="{html.escape(name)}">{html.escape(name)}</span>'
             f'<span class="track"><i style="width:{100 * share[i] / top:.1f}%"></i></span>'
             f'<span class="value">{100 * share[i]:.1f} %</span></div>')
-    lead = "Square: mean colour of the cluster's pixels. Dot: its colour in the pictures above."
+    lead = ("Square: mean colour of the cluster's pixels. Dot: its colour in the pictures above. "
+            "Bar: its share of the pixels, beside the largest one's.")
     return charts.section("Clusters", f'<div class="card clusters">{"".join(rows)}</div>', lead)
 
 

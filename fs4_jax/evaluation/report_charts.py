@@ -10,7 +10,7 @@ from fs4_jax import metrics
 
 MAX_POINTS = 400
 _WIDTH, _HEIGHT = 440, 210
-_LEFT, _RIGHT, _TOP, _BOTTOM = 48, 10, 12, 26
+_LEFT, _RIGHT, _TOP, _BOTTOM = 60, 10, 12, 26
 
 
 @dataclasses.dataclass(frozen=True)

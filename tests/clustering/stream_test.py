@@ -35,9 +35,9 @@ class StreamTest(parameterized.TestCase):
         self.assertEqual(int(state.passes), 4)
         again = last(stream.run(state, batches_from(x, size), num_passes=5, spherical=spherical))
         np.testing.assert_array_equal(again.batches, 0)
-        for state in stream.run(state, batches_from(x, size), num_passes=5, spherical=spherical):
-            if int(state.passes) == 4:
-                inertia, counts = state.inertia, state.counts
+        for later in stream.run(state, batches_from(x, size), num_passes=5, spherical=spherical):
+            if int(later.passes) == 4:
+                inertia, counts = later.inertia, later.counts
         np.testing.assert_allclose(inertia, want.inertia, rtol=1e-5)
         np.testing.assert_array_equal(counts, want.counts)
 

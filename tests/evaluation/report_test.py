@@ -127,9 +127,22 @@ class ReportTest(parameterized.TestCase):
                      "k-means on RGB", "against strong k-means on its tokens", "56.5 %",
                      "linear probe, labelled", "probes read labels",
                      "protocol p, mirrored images averaged, CRF",
-                     "Floors are fitted to the training split"):
+                     "Floors are fitted to the training split", "strong: whitened too"):
             self.assertIn(text, page.text)
         self.assertNotIn("probes read labels", self.write().text)
+
+    def test_a_full_bar_is_100_percent(self):
+        page = self.write()
+        fills = re.findall(r"width:([\d.]+)%", " ".join(
+            value for tag, name, value in page.attributes if (tag, name) == ("i", "style")))
+        self.assertContainsSubset({"40.25", "28.00", "60.50", "12.50", "61.00"}, fills)
+
+    def test_labels_of_ticks_have_room(self):
+        """The narrowest chart has letters of 14 of the drawing's units."""
+        series = report_charts.Series("", np.arange(4), np.array([0, 3, 7, 10]) * 1e-4)
+        drawn = report_charts.line_chart("rate", [series])
+        for x, label in re.findall(r'<text class="tick" x="(\d+)"[^>]*end">([^<]+)<', drawn):
+            self.assertGreater(float(x), 0.6 * 14 * len(label), label)
 
     def test_failures_have_a_section(self):
         missed = dataclasses.replace(picture(), name="missed.png",
