@@ -44,6 +44,8 @@ def get_config(arg="scenes"):
     # Beside the strokes' term of dfr; for form=static or densecrf take 1.0.
     config.scribble.regularizer.weight = 0.3
     if arg == "camvid":
+        # Roads and pavements are alike in their tokens: place and colour have more to say here.
+        config.scribble.regularizer.strokes.weight = config.scribble.regularizer.weight = 1.0
         config.num_clusters = 11
         config.scribble.annotation = "scribbles"
         config.data.class_names, config.data.ignore_ids = _CAMVID, (11,)
@@ -60,8 +62,8 @@ def _scenes(config):
     config.data.crop_scale = (0.5, 1.0)
     config.encoder.variant = "mu/8"
     config.scribble.annotation = "scribbles"
-    # Tokens of an encoder that begins random say little about what belongs together.
-    config.scribble.regularizer.strokes.token_distance = 0.0
+    # Features that begin random tie every pixel to every stroke, so to the class most drawn.
+    config.scribble.regularizer.strokes.weight = 0.0
     config.total_steps = 300
     config.batch_size, config.eval.batch_size = 16, 32
     return config

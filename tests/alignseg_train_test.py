@@ -49,7 +49,8 @@ def stopped_at(step):
 class AlignSegTrainTest(absltest.TestCase):
 
     def test_the_configs_can_work(self):
-        for name, *kinds in (("demo",), ("camvid",), ("voc", "right", "released", "mixture"), ("coco27",)):
+        for name, *kinds in (("demo",), ("camvid",), ("voc", "right", "released", "mixture"),
+                             ("coco27",)):
             path = pathlib.Path(__file__).resolve().parents[1] / f"configs/alignseg_{name}.py"
             spec = importlib.util.spec_from_file_location(name, path)
             module = importlib.util.module_from_spec(spec)

@@ -1,4 +1,4 @@
-"""Tests of fs4_jax.clustering.image_mixture: against a loop, what is guaranteed, what is ignored."""
+"""Tests of fs4_jax.clustering.image_mixture: against a loop, and what is guaranteed."""
 
 import jax
 import jax.numpy as jnp

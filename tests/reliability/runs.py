@@ -33,14 +33,14 @@ from tests.train_test import restored, tiny_config
 STEPS = 12
 # Of each parameter, relative to its largest number, between runs of one process and of two: sums
 # over processes round in another order, of which Adam makes parts of its steps (of 1e-3). Seen
-# after `STEPS`: 2e-8 (tiny), 2e-6 (dino, scribble), 1e-5 (alignseg, fs4); ten times that is room for
-# another machine's order.
+# after `STEPS`: 2e-8 (tiny), 2e-6 (dino, scribble), 1e-5 (alignseg, fs4); ten times that is room
+# for another machine's order.
 TOLERANCE = 1e-4
 METHODS = {"fs4": tiny_config, "dino": pretrain_config, "tiny": tiny_run}       # their configs
 _OTHERS = {"alignseg": alignseg_test.small_config, "scribble": scribble_test.small_config}
 
 # What only rounding moves, of which Adam makes steps: the bias of the consistency head, of whose
-# features differences alone count, and that of keys, which adds the same to all of a query's scores.
+# features differences alone count, and that of keys, which adds the same to all scores of a query.
 _FREE = ("['decoder']['consistency']['bias']",)
 _QKV_BIAS = "['qkv']['bias']"
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
