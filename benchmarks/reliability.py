@@ -1,11 +1,11 @@
 """Many kills, and what reliability costs: `python -m benchmarks.reliability --kills=20`.
 
-Trains a tiny run of each method once undisturbed and once through kills (SIGKILL; half of them
-as soon as a save has begun, the others at random steps and moments) and stops (SIGTERM), and
-compares: every bit of the state, every batch, every loss. `--costs` measures instead what
-a checkpoint, the hash of a batch and the search for a number that is none take: by the clock, and
-in CPU time, which says more on a machine with other things to do. `--hours=2` trains that long in
-a pod of two processes, through three kills: see `benchmarks.long_run`.
+Trains a tiny run of each method once undisturbed, and as often as it takes through so many kills
+(SIGKILL; half of them as soon as a save has begun, the others at random steps and moments) and
+stops (SIGTERM), and compares: every bit of the state, every batch, every loss. `--costs` measures
+instead what a checkpoint, the hash of a batch and the search for a number that is none take: by the
+clock, and in CPU time, which says more on a machine with other things to do. `--hours=2` trains
+that long in a pod of two processes, through three kills: see `benchmarks.long_run`.
 """
 
 import pathlib
@@ -27,7 +27,7 @@ from fs4_jax.train_step import split
 from tests.reliability import runs
 
 _KILLS = flags.DEFINE_integer("kills", 20, "SIGKILLs of each method.", lower_bound=0)
-_STOPS = flags.DEFINE_integer("stops", 2, "SIGTERMs of each method.", lower_bound=0)
+_STOPS = flags.DEFINE_integer("stops", 2, "SIGTERMs of each run.", lower_bound=0)
 _METHODS = flags.DEFINE_list("methods", list(runs.METHODS), "Of tests/reliability/runs.py.")
 _SEED = flags.DEFINE_integer("seed", 0, "Of the moments.")
 _COSTS = flags.DEFINE_boolean("costs", False, "Measure costs, kill nothing.")
@@ -45,22 +45,30 @@ def main(_):
         return print("\n".join(long_run.report(_FOLDER.value)))
     for method in _METHODS.value:
         with tempfile.TemporaryDirectory() as folder:
-            folder = pathlib.Path(folder)
-            cache, whole, parts = (folder / name for name in ("cache", "whole", "parts"))
-            began = time.monotonic()
-            runs.Life(method, whole, cache).end()
-            print(f"{method}: undisturbed, {time.monotonic() - began:.0f} s", flush=True)
-            lives = []
-            for life in runs.disturbed(method, parts, cache, kills=_KILLS.value,
-                                       stops=_STOPS.value, seed=_SEED.value):
-                lives.append(life)
-                print(f"  {life}", flush=True)
-            runs.assert_same_run(method, whole, parts)
-            saving = sum(life.saving for life in lives)
-            stops = [life.seconds for life in lives if life.how == "stop"]
-            print(f"{method}: {len(lives) - len(stops)} kills, {saving} in the middle of a save, "
-                  f"{len(stops)} stops, out within {max(stops, default=0):.1f} s; state, batches "
-                  "and losses are those of the undisturbed run", flush=True)
+            kill_runs(method, pathlib.Path(folder))
+
+
+def kill_runs(method, folder):
+    """Runs of a method, until `--kills` have struck; each must end as the undisturbed one."""
+    cache, whole = folder / "cache", folder / "whole"
+    began = time.monotonic()
+    runs.Life(method, whole, cache).end()
+    print(f"{method}: undisturbed, {time.monotonic() - began:.0f} s", flush=True)
+    lives, number = [], 0
+    while not number or sum(life.how != "stop" for life in lives) < _KILLS.value:
+        parts = folder / f"parts_{number}"
+        left = _KILLS.value - sum(life.how != "stop" for life in lives)
+        for life in runs.disturbed(method, parts, cache, kills=left, stops=_STOPS.value,
+                                   seed=_SEED.value + number):
+            lives.append(life)
+            print(f"  {life}", flush=True)
+        runs.assert_same_run(method, whole, parts)
+        number += 1
+    saving = sum(life.saving for life in lives)
+    stops = [life.seconds for life in lives if life.how == "stop"]
+    print(f"{method}: {len(lives) - len(stops)} kills of {number} runs, {saving} in the middle of "
+          f"a save, {len(stops)} stops, out within {max(stops, default=0):.1f} s; state, batches "
+          "and losses are those of the undisturbed run", flush=True)
 
 
 def costs():
