@@ -29,8 +29,12 @@ class MultiLevelDecoder(nn.Module):
     @nn.compact
     def __call__(self, levels, images):
         # Blocks' tokens are of very different size, a few channels a hundred times the others'.
-        levels = [nn.LayerNorm(name=f"norm_{i}")(level.astype(jnp.float32))
-                  for i, level in enumerate(jnp.moveaxis(levels, 1, 0))]
+        norms = [nn.LayerNorm(name=f"norm_{i}") for i in range(levels.shape[1])]
+
+        def normed(levels):
+            return [norm(levels[:, i].astype(jnp.float32)) for i, norm in enumerate(norms)]
+
+        told, levels = normed(jax.lax.stop_gradient(levels)), normed(levels)
         grid = tuple(side * self.upsample for side in levels[0].shape[1:3])
         details = [self._detail(images, grid)] if self.detail else []
         fused = gelu(nn.Dense(2 * self.width, name="fuse")(self._reduced(levels, "reduce")))
@@ -41,8 +45,10 @@ class MultiLevelDecoder(nn.Module):
         logits = nn.Dense(self.num_classes, name="classifier")(embedding)
         answer = {"embedding": embedding, "logits": logits}
         if self.consistency:
+            # They tell of tokens and do not make them: an encoder that began random would give way
+            # to the smoothness, which asks for tokens that are all alike.
             answer["features"] = nn.Dense(self.consistency, name="consistency")(
-                nn.elu(self._reduced(levels, "relate")))
+                nn.elu(self._reduced(told, "relate")))
         return answer
 
     def _reduced(self, levels, name):

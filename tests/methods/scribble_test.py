@@ -16,6 +16,7 @@ from PIL import Image
 from fs4_jax import evaluate, train
 from fs4_jax.config import ConfigError, default_config
 from fs4_jax.data.images import DataError
+from fs4_jax.models.decoder import MultiLevelDecoder
 from fs4_jax.run import checked_source, prepare
 from fs4_jax.sharding import batch_sharding, make_mesh
 from tests.fast_compiles import setUpModule, tearDownModule  # noqa: F401
@@ -103,6 +104,21 @@ class StepTest(parameterized.TestCase):
         _, first, state, _ = trained(1, 1)
         self.assertFalse(np.array_equal(first["decoder"]["consistency"]["kernel"],
                                         state.params["decoder"]["consistency"]["kernel"]))
+
+    def test_the_deep_features_do_not_move_the_tokens(self):
+        decoder = MultiLevelDecoder(3, width=4, detail=0, upsample=1, consistency=2)
+        levels = jax.random.normal(jax.random.key(0), (2, 3, 4, 4, 8))
+        params = decoder.init(jax.random.key(1), levels, jnp.zeros((2, 8, 8, 3)))["params"]
+
+        def size(params, levels, name):
+            return jnp.sum(decoder.apply({"params": params}, levels,
+                                         jnp.zeros((2, 8, 8, 3)))[name] ** 2)
+
+        for name, moves in (("features", False), ("logits", True)):
+            of_params, of_levels = jax.grad(size, argnums=(0, 1))(params, levels, name)
+            self.assertEqual(bool(jnp.any(of_levels)), moves, name)
+            own = "consistency" if name == "features" else "classifier"
+            self.assertTrue(jnp.any(of_params[own]["kernel"]), name)
 
     def test_the_regularizer_begins_with_nothing_and_ramps_up(self):
         """A tenth of 100 steps: weight 0 at step 0, half at 5, whole from 10 on."""
