@@ -54,19 +54,19 @@ def kill_runs(method, folder):
     began = time.monotonic()
     runs.Life(method, whole, cache).end()
     print(f"{method}: undisturbed, {time.monotonic() - began:.0f} s", flush=True)
-    lives, number = [], 0
-    while not number or sum(life.how != "stop" for life in lives) < _KILLS.value:
+    lives, number, kills = [], 0, 0
+    while not number or kills < _KILLS.value:
         parts = folder / f"parts_{number}"
-        left = _KILLS.value - sum(life.how != "stop" for life in lives)
-        for life in runs.disturbed(method, parts, cache, kills=left, stops=_STOPS.value,
-                                   seed=_SEED.value + number):
+        for life in runs.disturbed(method, parts, cache, kills=_KILLS.value - kills,
+                                   stops=_STOPS.value, seed=_SEED.value + number):
             lives.append(life)
             print(f"  {life}", flush=True)
         runs.assert_same_run(method, whole, parts)
+        kills = sum(life.how != "stop" for life in lives)
         number += 1
     saving = sum(life.saving for life in lives)
     stops = [life.seconds for life in lives if life.how == "stop"]
-    print(f"{method}: {len(lives) - len(stops)} kills of {number} runs, {saving} in the middle of "
+    print(f"{method}: {kills} kills of {number} runs, {saving} in the middle of "
           f"a save, {len(stops)} stops, out within {max(stops, default=0):.1f} s; state, batches "
           "and losses are those of the undisturbed run", flush=True)
 

@@ -33,32 +33,10 @@ def settle(tokens, prototypes, weight, *, num_rounds, temperature):
     weight = weight / jnp.sum(weight, axis=1, keepdims=True)
 
     def once(prototypes, _):
-        member = jax.nn.softmax(_cosines(tokens, prototypes) / temperature) * weight[..., None]
+        # An accelerator's default would round to bfloat16 or TF32.
+        cosines = jnp.einsum("bnd,bkd->bnk", tokens, prototypes, precision="highest")
+        member = jax.nn.softmax(cosines / temperature) * weight[..., None]
         pulled = jnp.einsum("bnk,bnd->bkd", member, tokens, precision="highest")
         return unit_length(pulled + _STAY * prototypes), None
 
     return jax.lax.scan(once, start, length=num_rounds)[0]
-
-
-def mixture_loss(tokens, prototypes, weight, temperature):
-    r"""How badly prototypes explain an image's tokens: the mixture's negative log likelihood.
-
-    .. math:: L = -\mathrm{mean}_b \sum_n w_n\, \tau \log \tfrac{1}{k}
-              \sum_k e^{f_n \cdot q_k / \tau}, \quad \textstyle\sum_n w_n = 1
-
-    Args: as of `settle`; no gradient reaches the tokens.
-
-    Returns:
-      float32 scalar in [-1, 1]: minus the weighted mean of the nearest prototype's cosine, softly.
-    """
-    tokens = jax.lax.stop_gradient(unit_length(tokens.astype(jnp.float32)))
-    cosines = _cosines(tokens, unit_length(prototypes.astype(jnp.float32)))
-    nearest = temperature * (jax.nn.logsumexp(cosines / temperature, axis=-1)
-                             - jnp.log(float(cosines.shape[-1])))
-    weight = weight / jnp.sum(weight, axis=1, keepdims=True)
-    return -jnp.mean(jnp.sum(weight * nearest, axis=1))
-
-
-def _cosines(tokens, prototypes):
-    # An accelerator's default would round to bfloat16 or TF32.
-    return jnp.einsum("bnd,bkd->bnk", tokens, prototypes, precision="highest")

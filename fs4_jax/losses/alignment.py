@@ -1,7 +1,7 @@
-"""AlignSeg's two losses: prototypes agree with the image, and with those of its other crops.
+"""AlignSeg's losses: prototypes agree with the image, and with those of its other crops.
 
 Liu et al., TPAMI 2024 (doi 10.1109/TPAMI.2024.3432326); the equations are those of the released
-code (docs/alignseg.md).
+code, but for the mixture's, which is ours (docs/alignseg.md).
 """
 
 import jax
@@ -83,6 +83,26 @@ def prototype_contrast(first, second, temperature=1.0):
     others = jnp.where(jnp.eye(number, dtype=bool), -jnp.inf, scores)
     hits = jnp.sum(jnp.where(positive, scores, 0.0), axis=-1)
     return jnp.mean(jax.nn.logsumexp(others, axis=-1) - hits)
+
+
+def mixture_loss(tokens, prototypes, weight, temperature):
+    r"""How badly prototypes explain an image's tokens: the mixture's negative log likelihood.
+
+    .. math:: L = -\mathrm{mean}_b \sum_n w_n\, \tau \log \tfrac{1}{k}
+              \sum_k e^{f_n \cdot q_k / \tau}, \quad \textstyle\sum_n w_n = 1
+
+    Ours (docs/alignseg.md); `clustering.image_mixture.settle` goes down it.
+
+    Args: as of `settle`; no gradient reaches the tokens.
+
+    Returns:
+      float32 scalar in [-1, 1]: minus the weighted mean of the nearest prototype's cosine, softly.
+    """
+    near = cosines(jax.lax.stop_gradient(tokens), prototypes)
+    nearest = temperature * (jax.nn.logsumexp(near / temperature, axis=-1)
+                             - jnp.log(float(near.shape[-1])))
+    weight = weight / jnp.sum(weight, axis=1, keepdims=True)
+    return -jnp.mean(jnp.sum(weight * nearest, axis=1))
 
 
 def paired_crops(crops, released=False):

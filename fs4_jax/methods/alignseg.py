@@ -32,25 +32,25 @@ import jax.numpy as jnp
 import numpy as np
 
 from fs4_jax import distributed
-from fs4_jax.clustering import kmeans
-from fs4_jax.clustering.image_mixture import mixture_loss, settle
+from fs4_jax.clustering.image_mixture import settle
 from fs4_jax.clustering.kmeans import unit_length
 from fs4_jax.config import ConfigError
 from fs4_jax.data.aligned_crops import AlignedCrops
 from fs4_jax.data.views import ViewSettings
 from fs4_jax.losses.alignment import (
     cosines,
+    mixture_loss,
     paired_crops,
     prototype_contrast,
     prototype_image_loss,
 )
 from fs4_jax.methods import alignseg_fit
+from fs4_jax.methods.base import gather
 from fs4_jax.models.alignseg_files import load_decoder
 from fs4_jax.models.foreground import foreground_mask
 from fs4_jax.models.prototype_decoder import PrototypeDecoder
 from fs4_jax.models.vit import normalize_images
 
-_RESTARTS, _ITERATIONS = 3, 30        # of the k-means that finds classes
 _PLAIN = dict(flip=0.0, brightness=0.0, contrast=0.0, saturation=0.0, hue=0.0,
               grey=0.0, blur=0.0)
 
@@ -188,11 +188,16 @@ class AlignSeg:
     def _adapt(self, params, tokens):
         return self.decoder.apply({"params": params["decoder"]}, tokens)
 
-    def _adapt_and_settle(self, params, tokens, attention):
-        """Adapted prototypes [b, k, d] of tokens [b, n, d], attention [b, n]."""
-        mixture = self.settings.mixture
-        return settle(tokens, self._adapt(params, tokens), attention,
-                      num_rounds=mixture.rounds, temperature=mixture.temperature)
+    def _segmented(self, params, tokens, attention):
+        """What an image is divided into, by tokens [b, h, w, d] and the class token's attention
+        [b, h, w]: (segments [b, n, k], the tokens' cosines to its prototypes; each segment's
+        signature [b, k, d])."""
+        b, d, mixture = len(tokens), tokens.shape[-1], self.settings.mixture
+        tokens = self._in_space(params, tokens.reshape(b, -1, d))
+        adapted = settle(tokens, self._adapt(params, tokens), attention.reshape(b, -1),
+                         num_rounds=mixture.rounds, temperature=mixture.temperature)
+        segments = cosines(tokens, adapted)
+        return segments, self._signature(tokens, adapted, segments)
 
     def update_teacher(self, teacher, trained, step):
         """There is none: what stands in its place is the decoder as it began."""
@@ -204,18 +209,11 @@ class AlignSeg:
     def predict(self, params, images):
         """As `Method.predict`; "embedding" are the tokens. Besides, "segments" [b, h, w, n]:
         cosines to the image's own adapted prototypes."""
-        settles = bool(self.settings.mixture.rounds)
-        out = self.encoder.apply({"params": params["encoder"]}, normalize_images(images),
-                                 return_attention=settles)
-        tokens = out["patch_tokens"]
+        tokens, attention = (x[:, 0] for x in self._look(params, {"crops": images[:, None]}))
         b, h, w, d = tokens.shape
-        flat = self._in_space(params, tokens.reshape(b, -1, d))
-        attention = jnp.mean(out["attention"], axis=1).reshape(b, -1) if settles else None
-        adapted = self._adapt_and_settle(params, flat, attention)
-        segments = cosines(flat, adapted)
-        named = jnp.argmax(cosines(self._signature(flat, adapted, segments),
-                                   jnp.broadcast_to(params["classes"], (b, self.num_clusters, d))),
-                           axis=-1)
+        segments, signature = self._segmented(params, tokens, attention)
+        classes = jnp.broadcast_to(params["classes"], (b, self.num_clusters, d))
+        named = jnp.argmax(cosines(signature, classes), axis=-1)
         return {"logits": class_logits(segments, named, self.num_clusters).reshape(b, h, w, -1),
                 "segments": segments.reshape(b, h, w, -1), "embedding": tokens,
                 "patch_tokens": tokens}
@@ -274,17 +272,14 @@ class AlignSeg:
 
         Segments without a token have no vote.
         """
-        seen = [distributed.to_host(self._segments(params, batch)) for batch in batches]
-        points, owned = (np.concatenate([x[name].reshape(-1, *x[name].shape[2:]) for x in seen])
-                         for name in ("signature", "owned"))
+        seen = gather(self._segments, params, batches)
+        points, owned = (x.reshape(-1, *x.shape[2:]) for x in (seen["signature"], seen["owned"]))
         if len(points) < self.num_clusters:
             raise ConfigError(
                 f"{len(points)} segments of {len(points) // self.num_segments} images are fewer "
                 f"than config.num_clusters={self.num_clusters} classes: raise config.alignseg."
                 "fit_images, or give more images")
-        found = kmeans(points, self.num_clusters, key=key, num_iters=_ITERATIONS, spherical=True,
-                       valid=jnp.asarray(owned), restarts=_RESTARTS)
-        return {**params, "classes": np.asarray(found.centroids)}
+        return {**params, "classes": alignseg_fit.directions(points, self.num_clusters, key, owned)}
 
     @functools.cached_property
     def _global_crops(self):
@@ -325,13 +320,10 @@ def telemetry(segments):
 
 def _segments_of_batch(method, params, batch):
     """{"signature" [b, k, d], "owned" bool [b, k]: has a token} of a batch's global crops."""
-    tokens, attention = method._look(params, _global_crops(batch))
-    tokens = method._in_space(params, tokens[:, 0].reshape(len(tokens), -1, tokens.shape[-1]))
-    adapted = method._adapt_and_settle(params, tokens, attention.reshape(len(tokens), -1))
-    segments = cosines(tokens, adapted)
+    seen = (x[:, 0] for x in method._look(params, _global_crops(batch)))
+    segments, signature = method._segmented(params, *seen)
     own = jax.nn.one_hot(jnp.argmax(segments, axis=-1), segments.shape[-1])
-    return {"signature": method._signature(tokens, adapted, segments),
-            "owned": jnp.sum(own, axis=1) > 0}
+    return {"signature": signature, "owned": jnp.sum(own, axis=1) > 0}
 
 
 def _global_crops(batch):

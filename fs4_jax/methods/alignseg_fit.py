@@ -6,7 +6,6 @@ import numpy as np
 from fs4_jax.clustering import kmeans
 from fs4_jax.config import ConfigError
 
-_RESTARTS, _ITERATIONS = 3, 30
 _MAX_POINTS = 60_000
 _LEAST = 1e-4             # of the largest variance: directions below are noise
 
@@ -39,6 +38,10 @@ def starting_prototypes(tokens, num_prototypes, key):
     if len(tokens) < num_prototypes:
         raise ConfigError(f"{len(tokens)} tokens are fewer than config.alignseg.num_prototypes="
                           f"{num_prototypes}: raise config.alignseg.fit_images")
-    found = kmeans(jnp.asarray(tokens, jnp.float32), num_prototypes, key=key, num_iters=_ITERATIONS,
-                   spherical=True, restarts=_RESTARTS)
-    return np.asarray(found.centroids) * np.sqrt(tokens.shape[1], dtype=np.float32)
+    return directions(tokens, num_prototypes, key) * np.sqrt(tokens.shape[1], dtype=np.float32)
+
+
+def directions(points, number, key, valid=None):
+    """Centroids float32 [number, d], of unit length, of points [n, d]; valid: bool [n] or None."""
+    return np.asarray(kmeans(jnp.asarray(points, jnp.float32), number, key=key, num_iters=30,
+                             spherical=True, valid=valid, restarts=3).centroids)

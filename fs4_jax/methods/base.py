@@ -7,6 +7,9 @@ from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+from fs4_jax import distributed
 
 
 class Method(Protocol):
@@ -85,3 +88,10 @@ def early_momentum(step, most):
     """A momentum that is lower at the start, where the mean knows nothing yet."""
     step = step.astype(jnp.float32)
     return jnp.minimum(most, (1 + step) / (10 + step))
+
+
+def gather(step, params, batches):
+    """Runs step(params, batch), jitted, over batches; every leaf concatenated on the host, all of
+    it on each process."""
+    parts = [distributed.to_host(step(params, batch)) for batch in batches]
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)

@@ -31,7 +31,7 @@ from fs4_jax.losses.pyramid import (
     pyramid_loss,
 )
 from fs4_jax.methods import fs4_fit
-from fs4_jax.methods.base import early_momentum, encode, running_mean
+from fs4_jax.methods.base import early_momentum, encode, gather, running_mean
 from fs4_jax.models.context_embedding import ContextEmbedding, appearance_cues
 from fs4_jax.models.heads import SegmentationHead
 from fs4_jax.models.prototypes import Prototypes, class_scores
@@ -270,7 +270,7 @@ class FS4:
 
     def fit(self, params, extra, batches, key):
         """First centroids, projection and prototypes, from the encoder's own tokens."""
-        gathered = fs4_fit.gather(self._gathered, params, batches)
+        gathered = gather(self._gathered, params, batches)
         centroids = self._fit_centroids(gathered, key)
         projection = fs4_fit.consistent_projection(gathered["scatter"],
                                                    self.head.embedding["width"])
@@ -288,7 +288,7 @@ class FS4:
         A group keeps its number: each begins where it was, or is matched with what it was.
         """
         now = self.inference_params(params, teacher)
-        gathered = fs4_fit.gather(self._gathered, now, batches)
+        gathered = gather(self._gathered, now, batches)
         before, head = distributed.to_host((extra["centroids"], now["head"]))
         centroids = self._fit_centroids(gathered, key, before)
         fitted = self._fit_clusters(head, gathered, centroids, key,

@@ -6,7 +6,6 @@ import numpy as np
 import scipy.linalg
 import scipy.optimize
 
-from fs4_jax import distributed
 from fs4_jax.clustering import guided_clusters, kmeans
 from fs4_jax.clustering.kmeans import squared_distances
 from fs4_jax.losses.pyramid import nearest_cell
@@ -15,13 +14,6 @@ _RESTARTS = 3
 _RIDGE = 0.1              # of the mean variance: keeps directions that are all noise small
 _CELLS = 4                # a group has at least, on average
 _MAX_POINTS = 60_000      # of a fit: what k-means gains from more is far below its seed's spread
-
-
-def gather(step, params, batches):
-    """Runs step(params, batch), jitted, over batches; every leaf concatenated on the host, all of
-    it on each process."""
-    parts = [distributed.to_host(step(params, batch)) for batch in batches]
-    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
 
 
 def fit_centroids(cells, levels, key, *, start=None, shared=False, fresh=False):

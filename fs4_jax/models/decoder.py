@@ -34,10 +34,9 @@ class MultiLevelDecoder(nn.Module):
         def normed(levels):
             return [norm(levels[:, i].astype(jnp.float32)) for i, norm in enumerate(norms)]
 
-        told, levels = normed(jax.lax.stop_gradient(levels)), normed(levels)
-        grid = tuple(side * self.upsample for side in levels[0].shape[1:3])
+        grid = tuple(side * self.upsample for side in levels.shape[2:4])
         details = [self._detail(images, grid)] if self.detail else []
-        fused = gelu(nn.Dense(2 * self.width, name="fuse")(self._reduced(levels, "reduce")))
+        fused = gelu(nn.Dense(2 * self.width, name="fuse")(self._reduced(normed(levels), "reduce")))
         coarse = resized(nn.Dense(self.width, name="project")(fused), grid)
         seen = jnp.concatenate([coarse, *details], axis=-1)
         # What the tokens say alone stays within reach of the classifier.
@@ -47,8 +46,8 @@ class MultiLevelDecoder(nn.Module):
         if self.consistency:
             # They tell of tokens and do not make them: an encoder that began random would give way
             # to the smoothness, which asks for tokens that are all alike.
-            answer["features"] = nn.Dense(self.consistency, name="consistency")(
-                nn.elu(self._reduced(told, "relate")))
+            told = self._reduced(normed(jax.lax.stop_gradient(levels)), "relate")
+            answer["features"] = nn.Dense(self.consistency, name="consistency")(nn.elu(told))
         return answer
 
     def _reduced(self, levels, name):

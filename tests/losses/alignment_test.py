@@ -8,6 +8,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from fs4_jax.losses.alignment import (
+    mixture_loss,
     paired_crops,
     prototype_contrast,
     prototype_image_loss,
@@ -186,6 +187,23 @@ class PairingTest(parameterized.TestCase):
         self.assertLess(right, b * v)
         if (b, v) == (32, 2):
             self.assertEqual(right, 2)                 # of 64: methods.md 2.9.1
+
+
+class MixtureTest(absltest.TestCase):
+
+    def test_by_hand_and_its_gradient(self):
+        (tokens, _), (prototypes, _), _ = example()
+        weight = np.random.default_rng(1).random(tokens.shape[:2], np.float32) + 0.1
+        by_hand = 0.0
+        for f, q, w in zip(unit(tokens), unit(prototypes), weight):
+            for token, share in zip(f, w / w.sum()):
+                by_hand -= share * 0.2 * np.log(np.exp((q @ token).astype(np.float64) / 0.2).mean())
+        np.testing.assert_allclose(mixture_loss(tokens, prototypes, weight, 0.2),
+                                   by_hand / len(tokens), rtol=1e-5)
+        to_tokens, to_prototypes = jax.grad(mixture_loss, argnums=(0, 1))(
+            jnp.asarray(tokens), jnp.asarray(prototypes), weight, 0.2)
+        self.assertFalse(np.any(to_tokens))
+        self.assertTrue(np.all(np.linalg.norm(to_prototypes, axis=-1) > 1e-3))
 
 
 if __name__ == "__main__":
