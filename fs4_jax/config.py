@@ -11,7 +11,8 @@ from fs4_jax.whole_files import write_whole
 
 # config.data.name: its label sets, config.data.label_set, the default first.
 DATA_SETS = {
-    "folder": (), "scenes": (),
+    "folder": (),
+    "scenes": ("classes", "objects"),       # objects: an image's things one by one
     "cocostuff": ("27", "15", "171", "81", "182"),
     # aug: trains on the list trainaug, not train; scribbles: and on strokes, not masks
     # animals: background, five animals and people, the others ignored; trains on train

@@ -28,17 +28,16 @@ def make_scores(tally, *, method, source, config, protocol):
     answer = {
         "title": "this model" if method.has_classes else "k-means on its tokens",
         "protocol": protocol.name, "num_images": len(tally.done),
-        "miou": float(np.mean([s.miou for s in runs])),
-        "accuracy": float(np.mean([s.accuracy for s in runs])),
+        **_measured(runs, protocol),
         "per_class_iou": {name: None if np.isnan(x) else float(x) for name, x in zip(names, iou)},
-        "floors": {name: {"miou": scored[name].miou, "accuracy": scored[name].accuracy}
-                   for name in FLOOR_TITLES if name in scored},
+        "floors": {name: _measured([scored[name]], protocol) for name in FLOOR_TITLES
+                   if name in scored},
         "class_names": list(names), "num_clusters": config.num_clusters,
         "num_classes": source.num_classes}
     answer |= {key: config.eval[key] for key in ("flip", "scales", "crf", "bug_compatible")
                if config.eval[key]}
     if len(runs) > 1:
-        answer["runs"] = [{"miou": s.miou, "accuracy": s.accuracy} for s in runs]
+        answer["runs"] = [_measured([scores], protocol) for scores in runs]
     shown = SHOWN.get(protocol.clusters)
     if shown and not protocol.per_image and not protocol.num_clusters:
         counts = tally.readouts[shown].counts
@@ -47,6 +46,12 @@ def make_scores(tally, *, method, source, config, protocol):
             shares = counts.sum(1) / max(counts.sum(), 1)
             answer["clusters_used"], answer["largest_cluster_share"] = cluster_health(shares)
     return answer
+
+
+def _measured(runs, protocol):
+    """{"miou", "accuracy"}, or what else the protocol measures: means over runs."""
+    return {name: float(np.mean([getattr(scores, name) for scores in runs]))
+            for name in protocol.measures}
 
 
 def _score_of(readout, floor, config, protocol):

@@ -20,7 +20,7 @@ from fs4_jax.data.sources import make_source
 from fs4_jax.evaluation.collapse import advice, collapse_signs
 from fs4_jax.evaluation.floors import FLOOR_TITLES
 from fs4_jax.evaluation.probe import PROBE_TITLES
-from fs4_jax.evaluation.protocols import find_protocol
+from fs4_jax.evaluation.protocols import MEASURES, find_protocol
 from fs4_jax.evaluation.report import protocol_name, write_report
 from fs4_jax.evaluator import Evaluator
 from fs4_jax.metrics import read_metrics
@@ -38,20 +38,32 @@ def write_scores(workdir, scores):
         file.write(json.dumps({k: v for k, v in scores.items() if k != "confusion"}) + "\n")
 
 
+def metrics_row(result):
+    """{name: number} of an Evaluation, for the metrics of its step."""
+    scores = result.scores or {}
+    row = {"components_per_image": result.clusters["components_per_image"]}
+    row |= {f"eval_{measure}": scores[measure] for measure in MEASURES if measure in scores}
+    others = scores.get("probes", {}) | scores.get("also", {})
+    return row | {f"{name}_{measure}": score[measure] for name, score in others.items()
+                  for measure in ("miou", "mbo") if measure in score}
+
+
 def summary(scores, config):
     """The lines printed at the end of a run: scores, floors, and whether clusters collapse."""
     titles, width = FLOOR_TITLES | PROBE_TITLES, max(map(len, FLOOR_TITLES.values()))
     rows = [(scores["title"], scores)] + [(titles[name], score) for name, score in
                                           (scores["floors"] | scores.get("probes", {})).items()]
-    lines = [f"{'':{width}s}  mIoU    accuracy   ({scores['split']}, {scores['num_images']} "
-             f"images, protocol {protocol_name(scores)})"]
-    lines += [f"{title:{width}s} {score['miou']:5.1f} %   {score['accuracy']:5.1f} %"
-              for title, score in rows]
+    def row(title, score):
+        return f"{title:{width}s}" + "  ".join(
+            f" {score[name]:5.1f} %" for name in MEASURES if name in score)
+
+    heads = "    ".join(text for name, text in MEASURES.items() if name in scores)
+    lines = [f"{'':{width}s}  {heads}   ({scores['split']}, {scores['num_images']} images, "
+             f"protocol {protocol_name(scores)})"]
+    lines += [row(*pair) for pair in rows]
     for name, score in scores.get("also", {}).items():
-        lines += [f"protocol {name}:"] + [
-            f"{title:{width}s} {one['miou']:5.1f} %   {one['accuracy']:5.1f} %"
-            for title, one in [(score["title"], score)] + [
-                (titles[floor], one) for floor, one in score["floors"].items()]]
+        lines += [f"protocol {name}:", row(score["title"], score)] + [
+            row(titles[floor], one) for floor, one in score["floors"].items()]
     signs = collapse_signs(scores.get("clusters_used", math.nan),
                            scores.get("largest_cluster_share", math.nan), scores["num_clusters"])
     if signs:

@@ -12,7 +12,7 @@ from fs4_jax.batch_log import BatchLog
 from fs4_jax.checkpoint import Checkpoints
 from fs4_jax.compile_cache import StartUp
 from fs4_jax.config import ConfigError, check_workdir, remember_config
-from fs4_jax.evaluate import make_evaluator, partial_file, publish
+from fs4_jax.evaluate import make_evaluator, metrics_row, partial_file, publish
 from fs4_jax.metrics import MetricsWriter, NoWriter
 from fs4_jax.run import ENCODER_FILE, checked_source, prepare, remember_encoder
 from fs4_jax.stopping import EXIT_INTERRUPTED, HangWatch, StopSignals
@@ -239,12 +239,7 @@ def _evaluate(run, evaluator, state, step, writer, *, floors, pictures=0, partia
     params = run.method.inference_params(state.params, state.teacher)
     result = evaluator.run(params, step, floors=floors, pictures=pictures, progress=True,
                            partial=partial)
-    row = {"components_per_image": result.clusters["components_per_image"]}
-    if result.scores:
-        row |= {"eval_miou": result.scores["miou"], "eval_accuracy": result.scores["accuracy"]}
-        row |= {f"{name}_miou": score["miou"] for name, score in
-                (result.scores.get("probes", {}) | result.scores.get("also", {})).items()}
-    writer.write(step, row)
+    writer.write(step, metrics_row(result))
     return result
 
 

@@ -34,8 +34,9 @@ LAYERS = (
      "losses.alignment", "losses.partial", "losses.regularized", "losses.consistency",
      "data", "data.images", "data.folder", "data.stored", "data.cocostuff", "data.voc",
      "data.scribblesup", "data.cityscapes", "data.potsdam", "data.camvid", "data.scenes",
-     "data.views", "data.crops", "data.aligned_crops", "data.scribbles", "data.strokes",
-     "data.labelled_crop", "data.whole_images", "data.inputs", "data.tiles", "state"},
+     "data.scene_textures", "data.views", "data.crops", "data.aligned_crops", "data.scribbles",
+     "data.strokes", "data.labelled_crop", "data.whole_images", "data.inputs", "data.tiles",
+     "state"},
     # L2: files and pictures
     {"data.sources", "data.pipeline", "data.build", "data.cocostuff_tfds", "errors", "checkpoint",
      "cluster_names", "evaluation.pictures", "evaluation.report", "evaluation.report_charts",

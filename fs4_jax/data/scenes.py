@@ -8,81 +8,32 @@ import functools
 import operator
 
 import numpy as np
-from scipy import ndimage, spatial
+from scipy import ndimage
 
 from fs4_jax.data import scribbles
+from fs4_jax.data.scene_textures import (
+    ANIMAL,
+    BUILDING,
+    CLASS_NAMES,
+    CONTRAST,
+    GRASS,
+    ROAD,
+    ROCK,
+    SAND,
+    SKY,
+    TREE,
+    UNITS,
+    VEHICLE,
+    WATER,
+    texture_tile,
+)
 
-CLASS_NAMES = ("sky", "water", "grass", "sand", "road",
-               "rock", "building", "tree", "vehicle", "animal")  # fmt: skip
-SKY, WATER, GRASS, SAND, ROAD, ROCK, BUILDING, TREE, VEHICLE, ANIMAL = range(10)
+MOST_THINGS = 5
+LABEL_SETS = {"classes": CLASS_NAMES, "objects": (
+    "background", *(f"object {i + 1}" for i in range(MOST_THINGS)))}
 SPLITS = ("train", "val")
-
-# Shapes are laid out on a square of UNITS x UNITS, whatever the size in pixels.
-UNITS = 96.0
 # The hue a class leans to; less than half of the regions follow it.
 HUES = (0.58, 0.55, 0.27, 0.12, 0.62, 0.06, 0.05, 0.33, 0.0, 0.08)
-# Standard deviation of a texture relative to the region's colour.
-CONTRAST = {WATER: 0.17, GRASS: 0.24, SAND: 0.17, ROAD: 0.18, ROCK: 0.2, TREE: 0.42, ANIMAL: 0.45}
-
-
-def _noise(rng, side, unit, gain):
-    """Periodic noise [side, side], deviation 1; gain(fy, fx) in cycles a unit is its spectrum."""
-    fy, fx = np.fft.fftfreq(side)[:, None] * unit, np.fft.rfftfreq(side)[None] * unit
-    spectrum = np.fft.rfft2(rng.standard_normal((side, side)))
-    noise = np.fft.irfft2(spectrum * gain(np.abs(fy), fx), s=(side, side))
-    return noise / noise.std()
-
-
-def _blob(*pairs):
-    """A Gaussian bump around each (frequency, width), one pair per argument of the result."""
-    return lambda *f: np.exp(-0.5 * sum(((a - m) / s) ** 2 for a, (m, s) in zip(f, pairs)))
-
-
-def _ring(period, width, stretch=1.0):
-    """Isotropic spectrum around one period; stretch > 1 elongates it horizontally."""
-    return lambda fy, fx: _blob((1 / period, width))(np.hypot(fy, fx * stretch))
-
-
-def _cobbles(rng, side, unit):
-    """Rounded stones with light joints: second minus first distance to jittered centres."""
-    cells = max(2, round(side / (8.5 * unit)))
-    centres = np.indices((cells, cells)).reshape(2, -1).T + rng.uniform(0.2, 0.8, (cells**2, 2))
-    centres[:, 1] = (centres[:, 1] + 0.5 * (centres[:, 0].astype(int) % 2)) % cells
-    pixels = (np.indices((side, side)).reshape(2, -1).T + 0.5) * (cells / side)
-    distance, nearest = spatial.cKDTree(centres, boxsize=cells).query(pixels, k=2)
-    joint = np.clip((distance[:, 1] - distance[:, 0]) * 5.0, 0, 1)
-    return (joint * rng.normal(-2.2, 0.35, len(centres))[nearest[:, 0]]).reshape(side, side)
-
-
-def _strata(noise):
-    """Slanting creased layers, lit from one side."""
-    height = -2.0 * np.abs(noise(_ring(30.0, 0.015, 0.4))) - np.abs(noise(_ring(14.0, 0.03, 0.5)))
-    slope = np.roll(height, 1, 1) - height
-    row, column = np.indices(slope.shape)
-    slope = slope[row, (column + row) % len(slope)]
-    return np.clip(slope, *np.percentile(slope, (2, 98)))
-
-
-# The textures that are filtered noise; periods in units, frequencies in cycles a unit.
-_RECIPES = {
-    SKY: lambda noise: noise(_ring(50.0, 0.016, stretch=1.8)),
-    WATER: lambda noise: np.exp(0.6 * noise(_blob((0.2, 0.05), (0.0, 0.028)))),
-    GRASS: lambda noise: noise(_blob((0.0, 0.06), (0.36, 0.07))),
-    SAND: lambda noise: noise(_ring(3.5, 0.06)),
-    ROCK: _strata,
-    TREE: lambda noise: np.tanh(1.6 * noise(_ring(5.0, 0.055)) - 0.1),
-    ANIMAL: lambda noise: np.tanh(4.0 * noise(_blob((0.03, 0.03), (0.15, 0.03)))),
-}
-
-
-@functools.lru_cache(maxsize=128)
-def _tile(kind, variant, image_size):
-    """One shared texture float32 [3s, 3s], mean 0, deviation 1; pure in its arguments."""
-    side, unit = 3 * image_size, image_size / UNITS * (0.92, 1.0, 1.09)[variant]
-    rng = np.random.default_rng((20261121, kind, variant, image_size))
-    noise = functools.partial(_noise, rng, side, unit)
-    tile = _cobbles(rng, side, unit) if kind == ROAD else _RECIPES[kind](noise)
-    return np.clip((tile - tile.mean()) / tile.std(), -2.5, 2.5).astype(np.float32)
 
 
 def _box(y, x, top, bottom, left, right, radius=0.0):
@@ -100,6 +51,8 @@ class _Canvas:
         self.rng, self.image_size, self.unit = rng, image_size, image_size / UNITS
         self.rgb = np.zeros((image_size, image_size, 3), np.float32)
         self.label = np.zeros((image_size, image_size), np.uint8)
+        self.objects = np.zeros((image_size, image_size), np.uint8)
+        self.thing = 0          # the object that is being painted, 0: the ground
         self.axis = ((np.arange(image_size) + 0.5) / self.unit).astype(np.float32)
         self.palette = (rng.random() + np.array([0, 0.06, 0.12, 0.45, 0.55])) % 1.0
         self.side = rng.choice((-1.0, 1.0))  # where the light comes from
@@ -123,7 +76,7 @@ class _Canvas:
 
     def texture(self, kind, cut, rows=None):
         """float32 [h, w]: a random piece of the class's texture under the slices `cut`."""
-        tile = _tile(kind, int(self.rng.integers(3)), self.image_size)
+        tile = texture_tile(kind, int(self.rng.integers(3)), self.image_size)
         top, left = (self.rng.random(2) * self.image_size).astype(int)
         flip = self.rng.random() < 0.5 and kind != ROCK  # rock is lit from one side
         piece = tile[top + (rows if rows is not None else np.arange(self.image_size))[cut[0]]]
@@ -136,6 +89,7 @@ class _Canvas:
         target = self.rgb[cut]
         target += cover[..., None] * (colour - target)
         self.label[cut][cover > 0.5] = kind
+        self.objects[cut][cover > 0.5] = self.thing
 
     def shadow(self, y, x, ry, rx, strength=0.4):
         """Darkens an ellipse softly; labels stay."""
@@ -287,7 +241,7 @@ def _place_things(canvas, horizon):
     """Buildings, trees, vehicles and animals, the far ones first."""
     rng = canvas.rng
     far, near = horizon if horizon > 0 else 34.0, 94.0
-    kinds = rng.choice(4, rng.integers(2, 6), p=(0.24, 0.27, 0.24, 0.25))
+    kinds = rng.choice(4, rng.integers(2, MOST_THINGS + 1), p=(0.24, 0.27, 0.24, 0.25))
     draws = [(_building, _tree, _vehicle, _animal)[kind] for kind in kinds]
     slots = (rng.permutation(len(draws)) + rng.uniform(0.2, 0.8, len(draws))) / len(draws) * UNITS
     things = []
@@ -301,6 +255,7 @@ def _place_things(canvas, horizon):
                 things.append((base, centre, draw))
                 break
     for base, centre, draw in sorted(things, key=lambda thing: thing[0]):
+        canvas.thing += 1
         draw(canvas, base, centre)
 
 
@@ -326,15 +281,17 @@ def _check(seed, split, image_size):
                          f"not {seed=}, {split=}, {image_size=}")  # fmt: skip
 
 
-def render_scene(seed, split, index, image_size=96):
+def render_scene(seed, split, index, image_size=96, labels="classes"):
     """Draws one scene, a pure function of its arguments, the same to the bit on one machine.
 
     Args:
       seed, split, index: int >= 0, "train" or "val", int >= 0; no two splits share a scene.
       image_size: side in pixels, at least 32; shapes and textures scale with it.
+      labels: "classes", or "objects": each building, tree, vehicle and animal by itself.
 
     Returns:
-      image uint8 [H, W, 3], label uint8 [H, W] in 0..9 (no ignored pixel).
+      image uint8 [H, W, 3], label uint8 [H, W] (no ignored pixel): classes in 0..9, or objects in
+      1..5 from the far ones to the near ones, 0 where there is none.
     """
     _check(seed, split, image_size)
     rng = np.random.default_rng((seed, SPLITS.index(split), index))
@@ -342,7 +299,7 @@ def render_scene(seed, split, index, image_size=96):
     horizon = rng.uniform(0.2, 0.6) * UNITS if rng.random() < 0.75 else -1.0
     _lay_ground(canvas, horizon)
     _place_things(canvas, horizon)
-    return _light(canvas), canvas.label
+    return _light(canvas), canvas.objects if labels == "objects" else canvas.label
 
 
 class SceneSource:
@@ -350,14 +307,17 @@ class SceneSource:
 
     cache keeps pictures in memory once drawn (37 kB each at 96 pixels). annotation is None,
     "scribbles" or "points"; the latter two add the key "scribble", uint8 [H, W] with 255 where
-    nothing is annotated; ratio is the length of the scribbles, 0..1. The arrays are read-only.
+    nothing is annotated; ratio is the length of the scribbles, 0..1. labels: as `render_scene`.
+    The arrays are read-only.
     """
 
-    name, class_names, num_classes = "scenes", CLASS_NAMES, len(CLASS_NAMES)
+    name = "scenes"
 
     def __init__(self, num_images, *, seed=0, split="train", image_size=96, cache=True,
-                 annotation=None, ratio=1.0):  # fmt: skip
+                 annotation=None, ratio=1.0, labels="classes"):  # fmt: skip
         _check(seed, split, image_size)
+        self.labels, self.class_names = labels, LABEL_SETS[labels]
+        self.num_classes = len(self.class_names)
         self.num_images, self.image_size = num_images, image_size
         self.seed, self.split = seed, split
         self._annotate = scribbles.annotator(annotation, ratio=ratio)
@@ -375,7 +335,7 @@ class SceneSource:
             raise IndexError(f"scene {i} of {self.num_images}")
         if self._cache is not None and i in self._cache:
             return dict(self._cache[i])
-        image, label = render_scene(self.seed, self.split, i, self.image_size)
+        image, label = render_scene(self.seed, self.split, i, self.image_size, self.labels)
         example = {"name": self.example_name(i), "image": image, "label": label}
         if self._annotate is not None:
             rng = np.random.default_rng((self.seed, SPLITS.index(self.split), i, 1))

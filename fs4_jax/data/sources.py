@@ -82,4 +82,5 @@ def _folder_source(data, images, labels, key):
 def _scenes(data, split):
     number, split = (data.num_train, "train") if split == "train" else (data.num_eval, "val")
     size = data.image_size if np.ndim(data.image_size) == 0 else max(data.image_size)
-    return SceneSource(number, seed=data.scenes_seed, split=split, image_size=size)
+    return SceneSource(number, seed=data.scenes_seed, split=split, image_size=size,
+                       labels=data.label_set or "classes")

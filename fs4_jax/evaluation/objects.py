@@ -19,11 +19,14 @@ def foreground_ari(prediction, truth, *, background=0):
       float, 100 for the same partition, about 0 for chance; NaN without a foreground pixel.
     """
     prediction, truth = _foreground(prediction, truth, background)
-    if not truth.size:
-        return float("nan")
-    table = _table(prediction, truth).astype(float)
+    return ari(_table(prediction, truth)) if truth.size else float("nan")
+
+
+def ari(table):
+    """Adjusted Rand index in percent of shared pixels int [segments, objects], at least one."""
+    table = np.asarray(table, float)
     pairs, rows, columns = (np.sum(x * (x - 1)) / 2 for x in (table, table.sum(1), table.sum(0)))
-    total = truth.size * (truth.size - 1) / 2
+    total = table.sum() * (table.sum() - 1) / 2
     expected = rows * columns / total if total else 0.0
     most = (rows + columns) / 2
     # One object in one segment, or single pixels all apart: the same partition.
@@ -46,11 +49,14 @@ def mean_best_overlap(prediction, truth, *, background=0):
     objects = np.unique(truth[truth != background])
     if not objects.size:
         return float("nan")
-    table = _table(prediction, truth)
-    ids = np.unique(truth)
+    best = np.max(overlaps(_table(prediction, truth)), axis=0)
+    return float(100.0 * np.mean(best[np.isin(np.unique(truth), objects)]))
+
+
+def overlaps(table):
+    """IoU [segments, objects] in 0..1 of shared pixels int [segments, objects]."""
     union = table.sum(1, keepdims=True) + table.sum(0, keepdims=True) - table
-    best = np.max(table / union, axis=0)
-    return float(100.0 * np.mean(best[np.isin(ids, objects)]))
+    return table / np.maximum(union, 1)
 
 
 def _foreground(prediction, truth, background):

@@ -4,10 +4,13 @@ Never to be put into one column with scores of one match over the data set: an i
 tells its clusters apart, so these are higher by construction.
 """
 
+import dataclasses
+
 import numpy as np
 
 from fs4_jax.evaluation.matching import (Scores, class_iou, match_clusters, match_many_to_one,
                                          mean_of, merge_clusters)
+from fs4_jax.evaluation.objects import ari, overlaps
 
 
 class PerImageManyToOne:
@@ -80,4 +83,44 @@ class PerImageHungarian:
         return Scores(mean_of(iou), float(accuracy), iou, None)
 
 
-PER_IMAGE = {"per-image-m2o": PerImageManyToOne, "per-image-hungarian": PerImageHungarian}
+@dataclasses.dataclass(frozen=True)
+class ObjectScores:
+    """Scores of objects without classes, in percent: means over images."""
+    mbo: float
+    fg_ari: float
+    per_class_iou: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0))
+    matching: None = None
+
+
+class PerImageObjects:
+    """mBO and FG-ARI of images whose labels are their objects' ids, 0 the background.
+
+    As `objects.mean_best_overlap` and `objects.foreground_ari`; pixels without a cluster are one
+    more group to the index and no segment to the overlap. Images without an object do not take
+    part.
+    """
+
+    def __init__(self, num_classes):
+        self.state = {"mbo": np.zeros(()), "fg_ari": np.zeros(()), "images": np.zeros((), np.int64)}
+
+    def add(self, counts, unassigned=0):
+        """Adds one image, as `PerImageManyToOne.add`; column 0 is the background."""
+        counts = np.asarray(counts, np.int64)
+        lost = np.broadcast_to(np.asarray(unassigned, np.int64), (1, counts.shape[1]))
+        table = np.concatenate([counts, lost])
+        there = table[:, 1:].any(axis=0)
+        if not there.any():
+            return
+        best = np.max(overlaps(table)[:-1, 1:], axis=0, initial=0.0)
+        self.state["mbo"] += 100.0 * best[there].mean()
+        self.state["fg_ari"] += ari(table[:, 1:])
+        self.state["images"] += 1
+
+    def scores(self):
+        """ObjectScores, NaN before the first object."""
+        images = self.state["images"] or np.nan
+        return ObjectScores(*(float(self.state[name] / images) for name in ("mbo", "fg_ari")))
+
+
+PER_IMAGE = {"per-image-m2o": PerImageManyToOne, "per-image-hungarian": PerImageHungarian,
+             "objects": PerImageObjects}

@@ -12,6 +12,8 @@ from fs4_jax.evaluation.matching import MATCHINGS, score_matching
 from fs4_jax.evaluation.per_image import PER_IMAGE
 
 BUGS = ("stego-extra-clusters",)
+# What protocols measure, in percent, as people write it.
+MEASURES = {"miou": "mIoU", "accuracy": "accuracy", "mbo": "mBO", "fg_ari": "FG-ARI"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +30,7 @@ class Protocol:
     clusters: "model" (its own), "kmeans" (on its tokens, fitted on the scored images) or "probe"
       (a linear layer, trained with labels on the training split).
     num_clusters: K of k-means; 0: config.num_clusters.
-    matching: hungarian | many-to-one | identity | per-image-m2o | per-image-hungarian.
+    matching: hungarian | many-to-one | identity | per-image-m2o | per-image-hungarian | objects.
     runs: k-means runs (seeds); the score is their mean.
     flip_averaging: embeddings of the image and its mirror are averaged.
     crf: the dense CRF with STEGO's settings refines the class probabilities.
@@ -52,6 +54,11 @@ class Protocol:
     @property
     def per_image(self):
         return self.matching in PER_IMAGE
+
+    @property
+    def measures(self):
+        """The two keys of MEASURES that its scores have."""
+        return measures(self.matching)
 
 
 _STEGO = dict(size=320, geometry="short", image_filter="nearest", flip_averaging=True, crf=True)
@@ -81,7 +88,15 @@ PROTOCOLS = {protocol.name: protocol for protocol in (
              geometry="square", scored_at=100, matching="per-image-m2o"),
     Protocol("per-image-hungarian", "DiffSeg, DiffCut, Falcon", size=512, geometry="square",
              scored_at=128, matching="per-image-hungarian"),
+    Protocol("objects", "AlignSeg on MOVi, slot attention: mBO and FG-ARI, no classes",
+             labels="objects of each image, 0 the background (scenes: label_set=objects)",
+             matching="objects"),
 )}
+
+
+def measures(matching):
+    """The two keys of MEASURES that a match has: mIoU and accuracy, or mBO and FG-ARI."""
+    return ("mbo", "fg_ari") if matching == "objects" else ("miou", "accuracy")
 
 
 def find_protocol(name):

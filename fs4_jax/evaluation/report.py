@@ -21,6 +21,7 @@ from fs4_jax.evaluation import report_training as training
 from fs4_jax.evaluation.confusion import IGNORE_LABEL
 from fs4_jax.evaluation.floors import FLOOR_TITLES
 from fs4_jax.evaluation.probe import PROBE_TITLES
+from fs4_jax.evaluation.protocols import MEASURES
 from fs4_jax.whole_files import write_whole
 
 _PICTURE_SIDE = 520      # longest side of an embedded picture, pixels
@@ -172,11 +173,13 @@ def protocol_name(evaluation):
 
 
 def _headline(evaluation):
-    """The two scores, each between its floors and, if there are any, the probes' ceiling."""
+    """The scores, each between its floors and, if there are any, the probes' ceiling."""
     if not evaluation:
         return ""
     cards = []
-    for name, text in (("miou", "mIoU"), ("accuracy", "pixel accuracy")):
+    for name, text in MEASURES.items():
+        if name not in evaluation:
+            continue
         value = metrics.number(evaluation.get(name))
         floors = {k: metrics.number((v or {}).get(name))
                   for k, v in (evaluation.get("floors") or {}).items()}

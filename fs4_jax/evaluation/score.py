@@ -18,6 +18,7 @@ from PIL import Image
 
 from fs4_jax.evaluation.matching import MATCHINGS, read_matching, score_matching
 from fs4_jax.evaluation.per_image import PER_IMAGE
+from fs4_jax.evaluation.protocols import MEASURES, measures
 
 _THREADS = 4
 _SHOWN = 10                  # names in an error
@@ -58,13 +59,15 @@ def score_folders(predictions, labels, *, num_classes, num_clusters=None, ignore
       num_clusters: predicted ids are 0 .. num_clusters - 1; None: as many as are found.
       ignore: label id that does not vote; as a prediction it is an error.
       protocol: "hungarian", "many-to-one", "identity" (one match over the folder, exact integer
-        counts), "per-image-m2o" or "per-image-hungarian".
+        counts), "per-image-m2o", "per-image-hungarian" or "objects" (label ids are each image's
+        objects, 0 the background).
       matching: class of each cluster, found before; None: found here.
       progress: True draws a progress line.
 
     Returns:
       dict: "protocol", "num_images", "miou", "accuracy" (percent; None where nothing is
-      labelled), "per_class_iou" [num_classes] (None where a class is in neither), "matching"
+      labelled; "mbo", "fg_ari" in their place for "objects"), "per_class_iou" [num_classes] (None
+      where a class is in neither; empty for "objects"), "matching"
       [clusters] (-1 unmatched; None for per-image protocols).
 
     Raises:
@@ -180,18 +183,20 @@ def _sum(a, b):
 
 def _answer(scores, protocol, num_images):
     matching = scores.matching
-    return {"protocol": protocol, "num_images": num_images, "miou": _number(scores.miou),
-            "accuracy": _number(scores.accuracy),
+    return {"protocol": protocol, "num_images": num_images,
+            **{name: _number(getattr(scores, name)) for name in measures(protocol)},
             "per_class_iou": [_number(x) for x in scores.per_class_iou],
             "matching": None if matching is None else matching[:-1].tolist()}
 
 
 def format_scores(scores, names):
-    """The table that is printed: per-class IoU, then mIoU and accuracy."""
+    """The table that is printed: per-class IoU, then mIoU and accuracy, or mBO and FG-ARI."""
     width = max(map(len, [*names, "accuracy"]))
     lines = [f"{name:{width}s}  {'    -' if iou is None else f'{iou:5.1f} %'}"
              for name, iou in zip(names, scores["per_class_iou"])]
-    for title, key in (("mIoU", "miou"), ("accuracy", "accuracy")):
+    for key, title in MEASURES.items():
+        if key not in scores:
+            continue
         value = scores[key]
         lines.append(f"{title:{width}s}  {'    -' if value is None else f'{value:8.4f} %'}")
     lines.append(f"{scores['num_images']} images, protocol {scores['protocol']}")

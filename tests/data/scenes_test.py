@@ -11,7 +11,7 @@ import numpy as np
 from scipy import ndimage
 from scipy import optimize
 
-from fs4_jax.data import scenes
+from fs4_jax.data import scene_textures, scenes
 from fs4_jax.data import scribbles
 from fs4_jax.evaluation.confusion import IGNORE_LABEL
 
@@ -70,7 +70,7 @@ class RenderTest(parameterized.TestCase):
 
     def test_same_to_the_bit_with_and_without_caches(self):
         first = _digest(3, "train", 5, 48)
-        scenes._tile.cache_clear()
+        scene_textures.texture_tile.cache_clear()
         scenes.render_scene(3, "val", 1, 48)  # other scenes in between change nothing
         self.assertEqual(_digest(3, "train", 5, 48), first)
 
@@ -163,6 +163,21 @@ class SceneSourceTest(parameterized.TestCase):
         for bad in (13, -1):
             with self.assertRaises(IndexError):
                 source[bad]
+
+    def test_objects_are_the_things_one_by_one(self):
+        classes, objects = (scenes.SceneSource(40, split="val", labels=labels)
+                            for labels in ("classes", "objects"))
+        self.assertLen(objects.class_names, objects.num_classes)
+        things, numbers = (scenes.BUILDING, scenes.TREE, scenes.VEHICLE, scenes.ANIMAL), set()
+        for i in range(40):
+            np.testing.assert_array_equal(classes[i]["image"], objects[i]["image"])
+            label, ids = classes[i]["label"], objects[i]["label"]
+            np.testing.assert_array_equal(ids > 0, np.isin(label, things))
+            for number in np.unique(ids[ids > 0]):          # one thing is of one class
+                self.assertLen(np.unique(label[ids == number]), 1)
+            numbers.add(int(ids.max()))
+        self.assertContainsSubset({2, 3, 4, scenes.MOST_THINGS}, numbers)
+        self.assertLessEqual(max(numbers), scenes.MOST_THINGS)
 
     def test_cache_keeps_and_cannot_be_spoiled(self):
         source = scenes.SceneSource(2, image_size=48)

@@ -4,7 +4,8 @@ import numpy as np
 from absl.testing import absltest, parameterized
 from scipy.optimize import linear_sum_assignment
 
-from fs4_jax.evaluation.per_image import PerImageHungarian, PerImageManyToOne
+from fs4_jax.evaluation.objects import foreground_ari, mean_best_overlap
+from fs4_jax.evaluation.per_image import PerImageHungarian, PerImageManyToOne, PerImageObjects
 
 
 def images(seed, number=7, num_clusters=6, num_classes=5):
@@ -83,6 +84,35 @@ class HungarianTest(parameterized.TestCase):
         scorer = PerImageHungarian(3)
         scorer.add(np.array([[5, 0, 0], [3, 0, 0]]))
         np.testing.assert_allclose(scorer.scores().per_class_iou, [62.5, np.nan, np.nan])
+
+
+class ObjectsTest(parameterized.TestCase):
+
+    @parameterized.parameters(range(3))
+    def test_means_of_the_images_scores(self, seed):
+        scorer, overlaps, indices = PerImageObjects(5), [], []
+        for prediction, label in images(seed):
+            scorer.add(counts_of(prediction, label))
+            overlaps.append(mean_best_overlap(prediction, label))
+            indices.append(foreground_ari(prediction, label))
+        self.assertAlmostEqual(scorer.scores().mbo, np.nanmean(overlaps), places=9)
+        self.assertAlmostEqual(scorer.scores().fg_ari, np.nanmean(indices), places=9)
+
+    def test_pixels_without_a_cluster(self):
+        """They are one more group, and overlap with nothing."""
+        scorer = PerImageObjects(3)
+        scorer.add([[4, 2, 0]], [0, 2, 6])
+        truth, prediction = np.repeat([0, 1, 2], [4, 4, 6]), np.repeat([0, 1], [6, 8])
+        scores = scorer.scores()
+        self.assertAlmostEqual(scores.fg_ari, foreground_ari(prediction[None], truth[None]))
+        self.assertAlmostEqual(scores.mbo, 100 * (2 / 8 + 0) / 2)
+
+    def test_images_without_an_object_do_not_take_part(self):
+        scorer = PerImageObjects(2)
+        scorer.add([[5, 0], [3, 0]])
+        self.assertTrue(np.isnan(scorer.scores().mbo) and np.isnan(scorer.scores().fg_ari))
+        scorer.add([[5, 0], [0, 3]])
+        self.assertEqual((scorer.scores().mbo, scorer.scores().fg_ari), (100.0, 100.0))
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from PIL import Image
 
 from fs4_jax.evaluation.matching import MATCHINGS, score_matching
 from fs4_jax.evaluation.per_image import PER_IMAGE
+from fs4_jax.evaluation.protocols import MEASURES, measures
 from fs4_jax.evaluation.score import MaskError, format_scores, score_folders
 from tests.evaluation.matching_test import golden
 
@@ -94,8 +95,9 @@ class ScoreTest(ScoreCase):
                 scorer.add(image)
             want = scorer.scores()
             self.assertIsNone(got["matching"])
-        self.assertAlmostEqual(got["miou"], want.miou, places=9)
-        self.assertAlmostEqual(got["accuracy"], want.accuracy, places=9)
+        for name in measures(protocol):
+            self.assertAlmostEqual(got[name], getattr(want, name), places=9)
+        self.assertIn(f"{MEASURES[name]}  ", format_scores(got, ["a", "b", "c"]))
 
     def test_a_pixel_without_a_prediction_is_an_error(self):
         self.write("t/a.png", np.zeros((2, 4), np.uint8))
