@@ -1,10 +1,11 @@
 """AlignSeg on street scenes: CamVid's layout (configs/camvid.py), a frozen ViT-S/14.
 
-Paper: AlignSeg, TPAMI 2024 (docs/alignseg.md); it has no CamVid, so K and the schedule are ours,
-and not tuned.
+Paper: AlignSeg, TPAMI 2024 (docs/alignseg.md); it has no CamVid, so K and the schedule are ours.
+Segments are a mixture (ours): the paper's losses make one segment of a street scene.
 Commands:
   python -m fs4_jax.main --config=configs/alignseg_camvid.py --workdir=W --config.data.root=ROOT \\
       --config.encoder.weights=FILE.safetensors
+  the paper's losses: configs/alignseg_camvid.py:right
 With the crops of an image encoded once, four times over, a step costs what the decoder costs, and
 several seeds share them: --config.encoder.cached_views=4 --config.encoder.cache_dir=DIR (0.9 GB)
 Cost: not measured on a machine of its own yet.
@@ -13,7 +14,10 @@ Cost: not measured on a machine of its own yet.
 from fs4_jax.config import default_config
 
 
-def get_config():
+def get_config(kind="mixture"):
+    """kind: "mixture" or "right"."""
+    if kind not in ("mixture", "right"):
+        raise ValueError(f"configs/alignseg_camvid.py:{kind}: choose mixture or right")
     config = default_config()
     config.method = "alignseg"
     config.num_clusters = 11              # classes of the data set
@@ -27,6 +31,10 @@ def get_config():
     config.optimizer.update(dict(learning_rate=5e-4, warmup_steps=0, clip_norm=0.0, beta2=0.999,
                                  halve_every=138))           # 3 epochs
     config.alignseg.update(dict(num_prototypes=8, fit_images=367))
+    if kind == "mixture":
+        config.alignseg.correlation.weight = config.alignseg.contrast.weight = 0.0
+        config.alignseg.mixture.update(dict(weight=10.0, rounds=10, attention=0.5, whitening=0.5,
+                                            fitted=True))
     config.checkpoint.every = 46
     config.eval.update(dict(batch_size=8, floor_images=101, also=("per-image-m2o",), at_start=True))
     return config

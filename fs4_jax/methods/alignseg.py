@@ -146,7 +146,7 @@ class AlignSeg:
         if settings.mixture.weight:
             terms["mixture"] = mixture_loss(
                 self._flat(tokens), self._flat(adapted),
-                self._flat(attention.reshape(*attention.shape[:2], -1)),
+                self._weight(self._flat(attention.reshape(*attention.shape[:2], -1))),
                 settings.mixture.temperature)
         loss = sum(settings[name].weight * term for name, term in terms.items())
         metrics = {f"loss_{name}": term for name, term in terms.items()}
@@ -185,6 +185,10 @@ class AlignSeg:
         tokens = tokens + params["space"]["bias"]
         return tokens.shape[-1] ** 0.5 * unit_length(tokens)
 
+    def _weight(self, attention):
+        """What a token counts for in the mixture, of the class token's attention to it."""
+        return attention ** self.settings.mixture.attention
+
     def _adapt(self, params, tokens):
         return self.decoder.apply({"params": params["decoder"]}, tokens)
 
@@ -194,7 +198,8 @@ class AlignSeg:
         signature [b, k, d])."""
         b, d, mixture = len(tokens), tokens.shape[-1], self.settings.mixture
         tokens = self._in_space(params, tokens.reshape(b, -1, d))
-        adapted = settle(tokens, self._adapt(params, tokens), attention.reshape(b, -1),
+        weight = self._weight(attention.reshape(b, -1))
+        adapted = settle(tokens, self._adapt(params, tokens), weight,
                          num_rounds=mixture.rounds, temperature=mixture.temperature)
         segments = cosines(tokens, adapted)
         return segments, self._signature(tokens, adapted, segments)
@@ -243,13 +248,14 @@ class AlignSeg:
         tokens, attention = (np.concatenate([batch[name] for batch in batches])
                              for name in ("patch_tokens", "attention"))
         tokens = tokens.reshape(-1, tokens.shape[-1])
-        attention = (attention / attention.sum(axis=(1, 2, 3), keepdims=True)).reshape(-1)
+        weight = self._weight(attention)
+        weight = (weight / weight.sum(axis=(1, 2, 3), keepdims=True)).reshape(-1)
         if mixture.whitening:
-            points = alignseg_fit.drawn(tokens, np.ones_like(attention), seed)
+            points = alignseg_fit.drawn(tokens, np.ones_like(weight), seed)
             params = {**params, "space": alignseg_fit.whitening(
                 np.asarray(unit_length(jnp.asarray(points, jnp.float32))), mixture.whitening)}
         if mixture.fitted:
-            points = self._in_space(params, alignseg_fit.drawn(tokens, attention, seed))
+            points = self._in_space(params, alignseg_fit.drawn(tokens, weight, seed))
             start = alignseg_fit.starting_prototypes(points, self.num_segments, key)
             params = {**params, "decoder": {**params["decoder"], "prototypes": start}}
         return params

@@ -231,6 +231,16 @@ class MixtureTest(absltest.TestCase):
                    if not np.array_equal(value, flat(params)[name])}
         self.assertEqual(changed, {"space/kernel", "space/bias", "decoder/prototypes", "classes"})
 
+    def test_the_power_of_attention(self):
+        batch, totals = kept_batch(0), {}
+        sharper = batch | {"attention": batch["attention"] ** 2}
+        for power in (0.0, 1.0, 2.0):
+            method, params = made(**MIXTURE | {"alignseg.mixture.attention": power})
+            totals[power] = [float(loss(method, params, x)[0]) for x in (batch, sharper)]
+        self.assertEqual(*totals[0.0])
+        self.assertNotAlmostEqual(*totals[1.0], places=4)
+        np.testing.assert_allclose(totals[1.0][1], totals[2.0][0], rtol=1e-6)
+
     def test_a_step_of_the_likelihood(self):
         method, params = made(**MIXTURE)
         total, metrics = loss(method, params, kept_batch(0))
