@@ -3,7 +3,7 @@
     bash launch/demo.sh
     python -m fs4_jax.main --config=configs/pretrain.py:scenes --workdir=workdirs/encoder
     python -m fs4_jax.main --config=configs/alignseg_demo.py --workdir=workdirs/alignseg \\
-        --config.encoder.weights=workdirs/demo
+        --config.encoder.weights=workdirs/encoder
     python docs/pictures.py
 
 The package must be installed. results, performance, pods and reliability need no workdir.

@@ -60,12 +60,13 @@ def parse_flags(argv):
     """For `absl.app.run(main, flags_parser=parse_flags)`: a mistyped key is one line, status 2."""
     try:
         return app.parse_flags_with_usage(argv)
-    except AttributeError as error:          # also of a config file's own code, which is told whole
+    except (AttributeError, KeyError) as error:     # also a config file's own, which are told whole
         frames = traceback.extract_tb(error.__traceback__)
-        key = re.search(r"'(\w+)'", str(error).replace("\\", ""))
+        told = str(error).replace("\\", "")
+        key = re.search(r"lookup: .*\b(\w+)\W*$", told) or re.search(r"'(\w+)'", told)
         if not key or not any(frame.filename.endswith("config_path.py") for frame in frames):
             raise
-        near = re.search(r'Did you mean "(\w+)"', str(error))
+        near = re.search(r'Did you mean "(\w+)"', told)
         word = next((word for word in argv if key[1] in re.split(r"[.=]", word)), f"--{_FLAG}")
         print(f"error: {word}: there is no such key, '{key[1]}'"
               + (f'; did you mean "{near[1]}"?' if near else ""), file=sys.stderr)

@@ -62,12 +62,14 @@ class PackagingTest(parameterized.TestCase):
         self.assertEmpty(imported & {"jax", "flax", "optax", "orbax", "grain", "scipy.optimize"})
 
     def test_a_mistyped_key_names_the_nearest(self):
-        result = subprocess.run(
-            [sys.executable, "-m", "fs4_jax.main", "--config=configs/demo.py", "--workdir=w",
-             "--config.num_cluster=3"], cwd=_ROOT, text=True, capture_output=True)
-        self.assertEqual((result.returncode, result.stderr), (
-            2, "error: --config.num_cluster=3: there is no such key, 'num_cluster'; did you mean "
-               '"num_clusters"?\n'))
+        for given, told in (
+                ("--config.num_cluster=3", "'num_cluster'; did you mean \"num_clusters\"?"),
+                ("--config.num_clusters.a=2", "'a'")):
+            result = subprocess.run(
+                [sys.executable, "-m", "fs4_jax.main", "--config=configs/demo.py", "--workdir=w",
+                 given], cwd=_ROOT, text=True, capture_output=True)
+            self.assertEqual((result.returncode, result.stderr),
+                             (2, f"error: {given}: there is no such key, {told}\n"))
 
     def test_a_broken_config_file_is_told_whole(self):
         with tempfile.TemporaryDirectory() as folder:

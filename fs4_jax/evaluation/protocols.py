@@ -86,6 +86,8 @@ PROTOCOLS = {protocol.name: protocol for protocol in (
              clusters="kmeans", num_clusters=21, runs=5),
     Protocol("per-image-m2o", "AlignSeg: every image has a match of its own", size=448,
              geometry="square", scored_at=100, matching="per-image-m2o"),
+    Protocol("per-image-m2o-whole", "this library: the same of whole images at their own size, for "
+             "small ones", matching="per-image-m2o"),
     Protocol("per-image-hungarian", "DiffSeg, DiffCut, Falcon", size=512, geometry="square",
              scored_at=128, matching="per-image-hungarian"),
     Protocol("objects", "AlignSeg on MOVi, slot attention: mBO and FG-ARI, no classes",

@@ -124,7 +124,7 @@ class AlignSeg:
     def loss(self, params, teacher, extra, batch, key, step):
         settings = self.settings
         tokens, attention = jax.lax.stop_gradient(self._look(params, batch))
-        tokens = self._in_space(params, tokens)
+        tokens = self.in_space(params, tokens)
         mask = foreground_mask(self._flat(attention)[:, None], mass=settings.mass)
         mask = mask.reshape(*attention.shape[:2], -1)                       # [b, v, n]
         tokens = tokens.reshape(*tokens.shape[:2], -1, tokens.shape[-1])    # [b, v, n, d]
@@ -176,7 +176,7 @@ class AlignSeg:
         tokens, attention = self._look(params, batch)
         return {"patch_tokens": tokens.astype(jnp.float16), "attention": attention}
 
-    def _in_space(self, params, tokens):
+    def in_space(self, params, tokens):
         """Tokens [..., d] where they are measured: float32, as long as normalised ones."""
         if not self.settings.mixture.whitening:
             return tokens
@@ -197,7 +197,7 @@ class AlignSeg:
         [b, h, w]: (segments [b, n, k], the tokens' cosines to its prototypes; each segment's
         signature [b, k, d])."""
         b, d, mixture = len(tokens), tokens.shape[-1], self.settings.mixture
-        tokens = self._in_space(params, tokens.reshape(b, -1, d))
+        tokens = self.in_space(params, tokens.reshape(b, -1, d))
         weight = self._weight(attention.reshape(b, -1))
         adapted = settle(tokens, self._adapt(params, tokens), weight,
                          num_rounds=mixture.rounds, temperature=mixture.temperature)
@@ -255,7 +255,7 @@ class AlignSeg:
             params = {**params, "space": alignseg_fit.whitening(
                 np.asarray(unit_length(jnp.asarray(points, jnp.float32))), mixture.whitening)}
         if mixture.fitted:
-            points = self._in_space(params, alignseg_fit.drawn(tokens, weight, seed))
+            points = self.in_space(params, alignseg_fit.drawn(tokens, weight, seed))
             start = alignseg_fit.starting_prototypes(points, self.num_segments, key)
             params = {**params, "decoder": {**params["decoder"], "prototypes": start}}
         return params

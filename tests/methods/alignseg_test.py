@@ -214,7 +214,7 @@ class MixtureTest(absltest.TestCase):
         images = random_batch()["crops"][:2, 0]
         out = jax.jit(method.predict)(params, images)
         seen = method.keep(params, {"crops": images[:, None]})
-        tokens = method._in_space(params, seen["patch_tokens"][:, 0].reshape(2, 16, -1))
+        tokens = method.in_space(params, seen["patch_tokens"][:, 0].reshape(2, 16, -1))
         settled = settle(tokens, method.decoder.apply({"params": params["decoder"]}, tokens),
                          seen["attention"].reshape(2, 16), num_rounds=3, temperature=0.05)
         # Tokens that are kept are float16.
