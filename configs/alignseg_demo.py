@@ -36,8 +36,8 @@ def get_config(kind="mixture"):
     config.alignseg.update(dict(num_prototypes=5, num_heads=4, hidden=256, fit_images=768))
     if kind == "mixture":
         config.alignseg.correlation.weight = config.alignseg.contrast.weight = 0.0
-        config.alignseg.mixture.update(dict(weight=10.0, rounds=10, attention=0.0, whitening=0.25,
-                                            fitted=True))
+        config.alignseg.mixture.update(dict(weight=10.0, rounds=10, attention=0.0, place=1.0,
+                                            whitening=0.25, fitted=True))
     config.checkpoint.every = 100
     config.eval.update(dict(batch_size=32, also=("per-image-m2o-whole",), at_start=True))
     return config

@@ -17,7 +17,8 @@ _LEAST = {"total_steps": 1, "batch_size": 1, "accumulate_steps": 1, "num_cluster
           "optimizer.halve_every": 0, "alignseg.num_prototypes": 1, "alignseg.num_heads": 1,
           "alignseg.hidden": 1, "alignseg.num_layers": 1, "alignseg.num_local": 1,
           "alignseg.fit_images": 1, "alignseg.contrast.temperature": 1e-6,
-          "alignseg.mass": 1e-6, "alignseg.mixture.rounds": 0, "alignseg.mixture.attention": 0}
+          "alignseg.mass": 1e-6, "alignseg.mixture.rounds": 0, "alignseg.mixture.attention": 0,
+          "alignseg.mixture.place": 0}
 
 _TEXTS = ("data.class_names", "sharding", "eval.also")       # tuples of more than numbers
 _MAY_BE_NEGATIVE = ("mesh.", "optimizer.final_weight_decay")

@@ -37,6 +37,7 @@ from fs4_jax.clustering.kmeans import unit_length
 from fs4_jax.config import ConfigError
 from fs4_jax.data.aligned_crops import AlignedCrops
 from fs4_jax.data.views import ViewSettings
+from fs4_jax.evaluation.floors import token_places
 from fs4_jax.losses.alignment import (
     cosines,
     mixture_loss,
@@ -67,6 +68,9 @@ def make_alignseg(config, encoder):
     if settings.weights and settings.mixture.fitted:
         raise ConfigError("config.alignseg.weights holds prototypes, which config.alignseg.mixture."
                           "fitted=True would replace: set one of them")
+    if settings.mixture.place and not settings.mixture.rounds:
+        raise ConfigError("config.alignseg.mixture.place is read by the rounds in each image: set "
+                          "config.alignseg.mixture.rounds too")
     terms = ("correlation", "contrast", "mixture")
     if not any(settings[term].weight for term in terms):
         raise ConfigError("nothing to train by: one of " + ", ".join(
@@ -196,13 +200,17 @@ class AlignSeg:
         """What an image is divided into, by tokens [b, h, w, d] and the class token's attention
         [b, h, w]: (segments [b, n, k], the tokens' cosines to its prototypes; each segment's
         signature [b, k, d])."""
-        b, d, mixture = len(tokens), tokens.shape[-1], self.settings.mixture
+        (b, h, w, d), mixture = tokens.shape, self.settings.mixture
         tokens = self.in_space(params, tokens.reshape(b, -1, d))
-        weight = self._weight(attention.reshape(b, -1))
-        adapted = settle(tokens, self._adapt(params, tokens), weight,
+        adapted = self._adapt(params, tokens)
+        if mixture.place:       # of which the decoder knows nothing: prototypes start in the middle
+            place = jnp.broadcast_to(token_places(h, w).reshape(-1, 2), (b, h * w, 2))
+            tokens = jnp.concatenate([unit_length(tokens), mixture.place * place], axis=-1)
+            adapted = jnp.pad(unit_length(adapted), ((0, 0), (0, 0), (0, 2)))
+        adapted = settle(tokens, adapted, self._weight(attention.reshape(b, -1)),
                          num_rounds=mixture.rounds, temperature=mixture.temperature)
         segments = cosines(tokens, adapted)
-        return segments, self._signature(tokens, adapted, segments)
+        return segments, self._signature(tokens[..., :d], adapted[..., :d], segments)
 
     def update_teacher(self, teacher, trained, step):
         """There is none: what stands in its place is the decoder as it began."""

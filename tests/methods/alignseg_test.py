@@ -9,6 +9,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from fs4_jax.clustering.image_mixture import settle
+from fs4_jax.clustering.kmeans import unit_length
 from fs4_jax.config import ConfigError, default_config
 from fs4_jax.data.sources import make_source
 from fs4_jax.evaluate import make_evaluator
@@ -240,6 +241,28 @@ class MixtureTest(absltest.TestCase):
         self.assertEqual(*totals[0.0])
         self.assertNotAlmostEqual(*totals[1.0], places=4)
         np.testing.assert_allclose(totals[1.0][1], totals[2.0][0], rtol=1e-6)
+
+    def test_places_are_settled_beside_the_tokens(self):
+        place = {"alignseg.mixture.place": 1.0}
+        method, params = made(**MIXTURE | place)
+        images = random_batch()["crops"][:2, 0]
+        seen = method.keep(params, {"crops": images[:, None]})
+        tokens = method.in_space(params, seen["patch_tokens"][:, 0].reshape(2, 16, -1))
+        adapted = method.decoder.apply({"params": params["decoder"]}, tokens)
+        tokens, adapted = unit_length(tokens), unit_length(adapted)
+        at = np.broadcast_to(np.arange(4) / 4 - 3 / 8, (2, 4, 4))
+        both = [tokens, at.reshape(2, 16, 1), at.swapaxes(1, 2).reshape(2, 16, 1)]
+        both = np.concatenate(both, -1)
+        settled = settle(both, np.pad(adapted, ((0, 0), (0, 0), (0, 2))),
+                         seen["attention"].reshape(2, 16), num_rounds=3, temperature=0.05)
+        out = jax.jit(method.predict)(params, images)
+        # Tokens that are kept are float16.
+        np.testing.assert_allclose(out["segments"].reshape(2, 16, -1), cosines(both, settled),
+                                   atol=5e-3)
+        none = jax.jit(made(**MIXTURE)[0].predict)(params, images)
+        self.assertGreater(np.abs(none["segments"] - out["segments"]).max(), 0.05)
+        with self.assertRaisesRegex(ConfigError, "place is read by the rounds"):
+            made(**MIXTURE | place | {"alignseg.mixture.rounds": 0})
 
     def test_a_step_of_the_likelihood(self):
         method, params = made(**MIXTURE)
