@@ -66,7 +66,7 @@ def kill_runs(method, folder):
         number += 1
     saving = sum(life.saving for life in lives)
     stops = [life.seconds for life in lives if life.how == "stop"]
-    print(f"{method}: {kills} kills of {number} runs, {saving} in the middle of "
+    print(f"{method}: {kills} kills in {number} run(s), {saving} in the middle of "
           f"a save, {len(stops)} stops, out within {max(stops, default=0):.1f} s; state, batches "
           "and losses are those of the undisturbed run", flush=True)
 

@@ -261,7 +261,8 @@ def remember_config(config, workdir, write=True):
     path = pathlib.Path(workdir) / "config.json"
     new = flatten(_plain(config))
     if path.exists():
-        old = flatten(json.loads(path.read_text()))
+        # A key that came after the run began: it had what is the default, as in `recall_config`.
+        old = flatten(_plain(default_config())) | flatten(json.loads(path.read_text()))
         differing = [key for key in sorted(old.keys() | new.keys())
                      if old.get(key) != new.get(key) and not key.startswith(_FREE_KEYS)]
         if differing:

@@ -159,6 +159,17 @@ class WorkdirTest(parameterized.TestCase):
         with self.assertRaisesRegex(ConfigError, f"config.{key}: there "):
             remember_config(changed(**{key: value}), self.workdir)
 
+    def test_a_key_that_came_later_was_its_default(self):
+        remember_config(default_config(), self.workdir)
+        path = self.workdir / "config.json"
+        stored = json.loads(path.read_text())
+        del stored["fs4"]["pgg"]["weight"]
+        path.write_text(json.dumps(stored))
+        with self.assertRaisesRegex(ConfigError, "config.fs4.pgg.weight: there 0.5, now 0.25"):
+            remember_config(changed(fs4__pgg__weight=0.25), self.workdir)
+        remember_config(default_config(), self.workdir)
+        self.assertEqual(recall_config(self.workdir).fs4.pgg.weight, 0.5)
+
     def test_a_folder_that_is_no_workdir(self):
         with self.assertRaisesRegex(ConfigError, "holds no config.json: train there first"):
             recall_config(self.workdir)
