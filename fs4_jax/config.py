@@ -160,6 +160,7 @@ def default_config():
             # this power, 0: as they are; fitted: prototypes start at centroids of tokens
             mixture=c(dict(weight=0.0, temperature=0.05, rounds=0, attention=1.0, place=0.0,
                            whitening=0.0, fitted=False)),
+            merge=1.0,            # cosine of adapted prototypes from which two segments are one
             fit_images=512,       # whose segments become the classes
             signature="prototype",         # what of a segment is clustered: prototype | tokens
         )),

@@ -210,6 +210,9 @@ class AlignSeg:
         adapted = settle(tokens, adapted, self._weight(attention.reshape(b, -1)),
                          num_rounds=mixture.rounds, temperature=mixture.temperature)
         segments = cosines(tokens, adapted)
+        if self.settings.merge < 1:
+            segments = class_logits(segments, merged(adapted, self.settings.merge),
+                                    self.num_segments)
         return segments, self._signature(tokens[..., :d], adapted[..., :d], segments)
 
     def update_teacher(self, teacher, trained, step):
@@ -315,6 +318,18 @@ def class_logits(segments, named, num_classes):
     """
     member = named[:, :, None] == jnp.arange(num_classes)                   # [b, k, c]
     return jnp.max(jnp.where(member[:, None], segments[..., None], -1.0), axis=2)
+
+
+def merged(prototypes, least):
+    """Which segment each of an image's segments is a part of, int [b, k]: the first of its group.
+
+    Groups are what hangs together over pairs of prototypes float [b, k, d] whose cosine is at least
+    `least`.
+    """
+    near = (cosines(prototypes, prototypes) >= least).astype(jnp.float32)
+    for _ in range(near.shape[-1].bit_length()):        # twice as far with each
+        near = (jnp.einsum("bij,bjk->bik", near, near) > 0).astype(jnp.float32)
+    return jnp.argmax(near, axis=-1)
 
 
 def telemetry(segments):

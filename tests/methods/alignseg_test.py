@@ -264,6 +264,22 @@ class MixtureTest(absltest.TestCase):
         with self.assertRaisesRegex(ConfigError, "place is read by the rounds"):
             made(**MIXTURE | place | {"alignseg.mixture.rounds": 0})
 
+    def test_segments_whose_prototypes_are_near_are_one(self):
+        angles = np.deg2rad([[0, 50, 10, 95, 60], [0, 72, 144, 216, 288]])
+        prototypes = np.stack([np.cos(angles), np.sin(angles)], -1) * [[[2.0]], [[3.0]]]
+        np.testing.assert_array_equal(alignseg.merged(prototypes, np.cos(np.deg2rad(41))),
+                                      [[0, 0, 0, 0, 0], [0, 1, 2, 3, 4]])
+        np.testing.assert_array_equal(alignseg.merged(prototypes, np.cos(np.deg2rad(20))),
+                                      [[0, 1, 0, 3, 1], [0, 1, 2, 3, 4]])
+        images, out = random_batch()["crops"][:4, 0], {}
+        for least in (1.0, 0.999, 0.0):
+            method, params = made(**MIXTURE | {"alignseg.merge": least})
+            params, _ = method.fit(params, {}, [kept_batch(0), kept_batch(1)], jax.random.key(0))
+            ids = np.argmax(jax.jit(method.predict)(params, images)["segments"], -1)
+            out[least] = [len(np.unique(x)) for x in ids]
+        self.assertEqual(out[1.0], out[0.999])
+        self.assertLess(sum(out[0.0]), sum(out[1.0]))
+
     def test_a_step_of_the_likelihood(self):
         method, params = made(**MIXTURE)
         total, metrics = loss(method, params, kept_batch(0))
