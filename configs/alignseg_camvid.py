@@ -33,8 +33,7 @@ def get_config(kind="mixture"):
     config.alignseg.update(dict(num_prototypes=8, fit_images=367))
     if kind == "mixture":
         config.alignseg.correlation.weight = config.alignseg.contrast.weight = 0.0
-        config.alignseg.mixture.update(dict(weight=10.0, rounds=10, attention=0.0, whitening=0.25,
-                                            fitted=True))
+        config.alignseg.mixture.update(dict(weight=10.0, rounds=10, whitening=0.25, fitted=True))
     config.checkpoint.every = 46
     config.eval.update(dict(batch_size=8, floor_images=101, also=("per-image-m2o",), at_start=True))
     return config
