@@ -7,6 +7,7 @@ from absl.testing import absltest, parameterized
 
 from fs4_jax.clustering import kmeans, sinkhorn
 from fs4_jax.clustering.kmeans import _highest
+from fs4_jax.losses.assignment import swapped_prediction
 from fs4_jax.program_cost import collectives, product_bytes
 from fs4_jax.sharding import batch_sharding, make_mesh, replicated
 from tests.fast_compiles import setUpModule, tearDownModule  # noqa: F401
@@ -59,6 +60,16 @@ class CollectivesTest(parameterized.TestCase):
         self.assertEqual(few.keys(), {"all-reduce"})
         # Three iterations of at most a handful of numbers a cluster.
         self.assertLess(few["all-reduce"][1], 3 * 8 * 4 * _CLUSTERS)
+
+    def test_swapped_prediction_moves_no_row(self):
+        def loss(x):
+            views = jnp.split(x, 4, axis=1)
+            return jnp.mean(swapped_prediction(*views, x[:, 0] > 0, epsilon=0.05, num_iters=3)[0])
+
+        few, many = (told(jax.value_and_grad(loss), rows, devices, 4 * _CLUSTERS)
+                     for rows, devices in ((64, 2), (1024, 8)))
+        self.assertEqual(few, many)
+        self.assertEqual(few.keys(), {"all-reduce"})
 
     def test_k_means_tells_as_much_whatever_the_points(self):
         def run(x):

@@ -53,12 +53,12 @@ def swapped_prediction(student1, student2, teacher1, teacher2, valid, *, epsilon
     Returns:
       (per-place losses float32 [n], 0 where not valid; assignments q float32 [2, n, k]).
     """
-    n = student1.shape[0]
-    scores = jnp.concatenate([teacher1, teacher2])
-    both = jnp.concatenate([valid, valid])
+    # Views side by side, so that a device keeps the rows it has.
+    scores = jnp.stack([teacher1, teacher2], axis=1).reshape(-1, teacher1.shape[-1])
+    both = jnp.repeat(valid, 2)
     assignment = sinkhorn(scores, epsilon, num_iters if balanced else 0, prior=prior,
                           marginal_relaxation=marginal_relaxation, valid=both)
-    q1, q2 = assignment[:n], assignment[n:]
+    q1, q2 = jnp.unstack(assignment.reshape(-1, 2, scores.shape[-1]), axis=1)
     losses = 0.5 * (_cross_entropy(q1, student2) + _cross_entropy(q2, student1))
     return jnp.where(valid, losses, 0.0), jnp.stack([q1, q2])
 
