@@ -151,7 +151,7 @@ def default_config():
             mass=0.6,             # of the attention, that the foreground holds
             released_pairing=False,        # crops beside other images' global crops, as released
             # reduction: mean over foreground pairs | sum, as released (its weight: 0.15)
-            correlation=c(dict(weight=100.0, pressure=0.11, reduction="mean")),
+            correlation=c(dict(weight=1e4, pressure=0.11, reduction="mean")),
             contrast=c(dict(weight=1.0, temperature=1.0)),
             # ours: segments as a mixture of the image's tokens. weight: of its likelihood; rounds:
             # in each image, after the decoder; attention: the power of the class token's that a

@@ -88,7 +88,7 @@ class AlignSegStepTest(parameterized.TestCase):
         for metrics in history:
             self.assertTrue(all(np.isfinite(v) for v in metrics.values()), metrics)
             np.testing.assert_allclose(
-                metrics["loss"], 100 * metrics["loss_correlation"] + metrics["loss_contrast"],
+                metrics["loss"], 1e4 * metrics["loss_correlation"] + metrics["loss_contrast"],
                 rtol=1e-4, atol=1e-5)
             self.assertBetween(metrics["segments_used"], 1, _K)
             self.assertBetween(metrics["largest_segment_share"], 1 / _K, 1)
