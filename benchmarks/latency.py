@@ -32,7 +32,7 @@ _REPEATS = flags.DEFINE_integer("repeats", 11, "Timed calls of each.", lower_bou
 
 
 def method_of(rounds):
-    """(AlignSeg, its parameters), as configs/alignseg_voc.py has it."""
+    """(AlignSeg, its random parameters on the first device), of the default settings."""
     config = default_config()
     config.update(dict(method="alignseg", batch_size=jax.device_count(),
                        num_clusters=_CLUSTERS.value))
@@ -64,8 +64,10 @@ def calls():
         return masks(closeness(unit_length(tokens(params, images)), centroids))
 
     def segments(method):
-        return jax.jit(lambda params, images: [
-            masks(method.predict(params, images)[name]) for name in ("segments", "logits")])
+        def both(params, images):
+            out = method.predict(params, images)
+            return masks(out["segments"]), masks(out["logits"])
+        return jax.jit(both)
 
     ours, ours_settled = segments(method), segments(settled)
     return [("the encoder alone", lambda: tokens(params, images)),

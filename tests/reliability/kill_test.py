@@ -37,7 +37,7 @@ class KillTest(parameterized.TestCase):
             runs.assert_same_batches(whole, moved)
             off, name = runs.difference(method, whole, moved)
             print(f"{method}: after {runs.STEPS} steps, two thirds of them in two processes, "
-                  f"{name} differs most, by {off:.1e} of its largest")
+                  f"{name} differs most, by {off:.1e} of its norm")
             self.assertLess(off, runs.TOLERANCE, name)
 
 

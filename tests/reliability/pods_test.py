@@ -26,8 +26,7 @@ class PodsTest(parameterized.TestCase):
         self.assertIn("2 cpu device(s) of 2 process(es)", lives[1].output)
         runs.assert_same_batches(one, pod)
         off, name = runs.difference(method, one, pod)
-        print(f"{method}: after {runs.STEPS} steps {name} differs most, by {off:.1e} of its "
-              "largest")
+        print(f"{method}: after {runs.STEPS} steps {name} differs most, by {off:.1e} of its norm")
         self.assertLess(off, runs.TOLERANCE, name)
         scores = [json.loads((workdir / "eval.json").read_text()) for workdir in (one, pod)]
         self.assertEqual(scores[1]["num_images"], 6)

@@ -31,11 +31,11 @@ from tests.tiny_method import in_place, tiny_run
 from tests.train_test import restored, tiny_config
 
 STEPS = 12
-# Of each parameter, relative to its largest number, between runs of one process and of two: sums
-# over processes round in another order, of which Adam makes parts of its steps (of 1e-3). Seen
-# after `STEPS`: 2e-8 (tiny), 2e-6 (dino, scribble), 1e-5 (alignseg, fs4); ten times that is room
-# for another machine's order.
-TOLERANCE = 1e-4
+# Of each parameter, relative to its norm, between runs of one process and of two: sums over
+# processes round in another order, of which Adam makes parts of its steps (of 1e-3). Seen after
+# `STEPS`: 1e-8 (tiny), 1e-6 (dino, scribble), 4e-6 (fs4), 2e-5 (alignseg); the rest is room for
+# another machine's order. Runs on other batches are 1 and more apart (alignseg, fs4).
+TOLERANCE = 5e-4
 METHODS = {"fs4": tiny_config, "dino": pretrain_config, "tiny": tiny_run}       # their configs
 _OTHERS = {"alignseg": alignseg_test.small_config, "scribble": scribble_test.small_config}
 
@@ -230,13 +230,17 @@ def assert_same_run(method, first, second):
 
 
 def difference(method, first, second):
-    """The largest difference of the parameters of two runs, relative to each one's largest number,
-    and that one's name."""
+    """How far the parameters of two runs are apart, |a - b| / |a| (2-norms) of the one that is
+    furthest, and its name.
+
+    Norms, not largest numbers: an entry whose first gradient is as good as nothing goes up or
+    down by most of Adam's step, as rounding has it (one of AlignSeg's 16,384 values does).
+    """
     one, two = (_told_parameters(state_of(method, workdir)[2]) for workdir in (first, second))
     assert one.keys() == two.keys()
     def off(name):
         least = np.finfo(np.float32).tiny          # of what is nothing but zeros
-        return np.abs(one[name] - two[name]).max() / max(np.abs(one[name]).max(), least)
+        return np.linalg.norm(one[name] - two[name]) / max(np.linalg.norm(one[name]), least)
 
     return max((off(name), name) for name in one)
 
