@@ -75,6 +75,13 @@ def check_config(config):
     if not dilations or any(type(step) is not int or step < 1 for step in dilations):
         raise ConfigError(f"config.fs4.cae.dilations is {dilations!r}; give steps of at least one "
                           "token: (1,) or (1, 2, 4)")
+    _check_evaluation(config)
+    if len(config.profile.steps) not in (0, 2):
+        raise ConfigError("config.profile.steps takes two numbers: first,last")
+
+
+def _check_evaluation(config):
+    """ConfigError where a protocol is unknown, or is not for labels such as the data set's."""
     from fs4_jax.evaluation.protocols import BUGS, PROTOCOLS     # jax, which settings do without
     for key, allowed in (("protocol", tuple(PROTOCOLS)), ("bug_compatible", ("", *BUGS))):
         if config.eval[key] not in allowed:
@@ -83,8 +90,19 @@ def check_config(config):
     if not set(config.eval.also) <= set(PROTOCOLS):
         raise ConfigError(f"config.eval.also is {config.eval.also!r}; choose of "
                           f"{', '.join(PROTOCOLS)} (several: --config.eval.also=\"('a', 'b')\")")
-    if len(config.profile.steps) not in (0, 2):
-        raise ConfigError("config.profile.steps takes two numbers: first,last")
+    if config.data.name == "folder" or config.data.eval_images:      # whose labels mean anything
+        return
+    objects = config.data.label_set == "objects"
+    for key, names in (("protocol", (config.eval.protocol,)), ("also", config.eval.also)):
+        for name in names:
+            if (PROTOCOLS[name].matching == "objects") != objects:
+                cure = ("--config.eval.protocol=objects --config.eval.also='()'" if objects else
+                        "scenes have them: --config.data.label_set=objects")
+                raise ConfigError(f"config.eval.{key} is {config.eval[key]!r}: 'objects' scores "
+                                  f"objects' ids and nothing else does; {cure}")
+    if objects and config.eval.probes:
+        raise ConfigError("config.eval.probes learns classes; config.data.label_set='objects' has "
+                          "none")
 
 
 def _check_numbers(key, value):

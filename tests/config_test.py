@@ -105,6 +105,20 @@ class CheckConfigTest(parameterized.TestCase):
         with self.assertRaisesRegex(ConfigError, f"config.{key} .*{message}"):
             check_config(changed(**{key: value}))
 
+    def test_objects_are_scored_by_their_protocol_and_classes_by_the_others(self):
+        scenes, objects = dict(data__name="scenes"), dict(data__label_set="objects")
+        of_objects = scenes | objects | dict(eval__protocol="objects")
+        for right in (scenes, of_objects, dict(eval__protocol="objects")):     # of a folder's ids
+            check_config(changed(**right))
+        for wrong, message in (
+                (scenes | dict(eval__protocol="objects"), "protocol .*label_set=objects"),
+                (scenes | dict(eval__also=("objects",)), "also .*label_set=objects"),
+                (scenes | objects, "protocol is 'hungarian'.*--config.eval.protocol=objects"),
+                (of_objects | dict(eval__also=("kmeans",)), "also .*--config.eval.also="),
+                (of_objects | dict(eval__probes=True), "eval.probes learns classes")):
+            with self.subTest(str(wrong)), self.assertRaisesRegex(ConfigError, message):
+                check_config(changed(**wrong))
+
     @parameterized.parameters((64,), ((64, 96),))
     def test_sizes(self, size):
         check_config(changed(data__image_size=size, data__eval_size=size))
