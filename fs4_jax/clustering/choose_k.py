@@ -6,11 +6,14 @@
 For each K, k-means runs from --seeds seeds, the best of three starts each, on a sample of tokens:
 what is left of the spread (inertia over that of K = 1), the silhouette of the best run (exact, on
 2000 tokens of the sample), and the stability, the mean adjusted Rand index between the labels of
-two seeds. Recommended is the K of the highest silhouette among the stable ones, those within 0.1
-of the most stable. A table is printed and a page of the curves written to --out.
+two seeds; all in percent. Labels are stable where that is 80 or more (good recovery: Steinley
+2004). Where clusters of a stable K lie apart, a silhouette of 50 or more (reasonable structure:
+Kaufman and Rousseeuw 1990), the K of the highest one is recommended. Where they touch, as they do
+in natural images, the silhouette falls from K = 2 on and says little: the largest stable K is
+recommended, for clusters too many can be merged. A table is printed and a page of the curves
+written to --out.
 
-The silhouette knows what lies apart in the features, not what people call a class: where classes
-touch, as they do in natural images, read the curves and not the recommendation alone.
+What people call a class neither knows: read the curves and not the recommendation alone.
 """
 
 import html
@@ -32,12 +35,12 @@ from fs4_jax.models.features import read_features
 
 SILHOUETTE_POINTS = 2000
 NUM_ITERS, RESTARTS = 30, 3
-STABLE = 0.1            # this much below the most stable K is stable
-WEAK = 0.1              # a silhouette below this says that clusters touch everywhere
+STABLE = 0.8            # labels of an adjusted Rand index from here on are as good as the same
+APART = 0.5             # clusters of a silhouette from here on lie apart
 
 
 class Candidate(NamedTuple):
-    """A number of clusters, and what was measured; spread_left is a share of that of K = 1."""
+    """A number of clusters, and what was measured, as shares; spread_left: of that of K = 1."""
     k: int
     spread_left: float
     silhouette: float
@@ -58,12 +61,13 @@ def main(argv):
                               f"--features={args.features} gives {len(points)} (--points="
                               f"{args.points}): lower --max or --candidates")
         print(f"{len(points)} tokens of {args.features}, {args.seeds} seeds\n"
-              f"{'K':>6s} {'spread left':>12s} {'silhouette':>11s} {'stability':>10s}")
+              f"{'K':>6s} {'spread left':>13s} {'silhouette':>12s} {'stability':>11s}")
         measured = []
         for candidate in measure(points, numbers, args.seeds, args.seed, args.spherical):
             measured.append(candidate)
-            print(f"{candidate.k:6d} {candidate.spread_left:12.3f} {candidate.silhouette:11.3f} "
-                  f"{candidate.stability:10.3f}", flush=True)
+            print(f"{candidate.k:6d} {100 * candidate.spread_left:11.1f} % "
+                  f"{100 * candidate.silhouette:10.1f} % {100 * candidate.stability:9.1f} %",
+                  flush=True)
         best, reason = recommend(measured)
         print(f"recommended: K = {best}. {reason}")
         out.write_text(page(measured, best, reason, f"{metadata['output']} of {args.features}"))
@@ -125,15 +129,22 @@ def measure(points, numbers, num_seeds, seed=0, spherical=True):
 
 
 def recommend(candidates):
-    """(K, why): the highest silhouette among the K whose labels are stable across seeds."""
-    most = max(c.stability for c in candidates)
-    stable = [c for c in candidates if c.stability >= most - STABLE]
-    best = max(stable, key=lambda c: c.silhouette)
-    reason = (f"Silhouette {best.silhouette:.3f} is the highest of the {len(stable)} of "
-              f"{len(candidates)} K with stable labels (adjusted Rand index "
-              f"{best.stability:.3f}, the most {most:.3f}).")
-    if best.silhouette < WEAK:
-        reason += " It is low: clusters touch at every K, none stands out by itself."
+    """(K, why): of the stable K the highest silhouette or, where clusters touch, the largest."""
+    stable = [c for c in candidates if c.stability >= STABLE]
+    apart = max(stable, key=lambda c: c.silhouette, default=None)
+    if not stable:
+        best = max(candidates, key=lambda c: c.stability)
+        reason = (f"No K has stable labels; this one's are the stablest, an adjusted Rand index of "
+                  f"{100 * best.stability:.1f} %. More --points or --seeds may help.")
+    elif apart.silhouette >= APART:
+        best = apart
+        reason = (f"Its clusters lie apart: silhouette {100 * best.silhouette:.1f} %, the highest "
+                  f"of the {len(stable)} of {len(candidates)} K with stable labels.")
+    else:
+        best = max(stable, key=lambda c: c.k)
+        reason = (f"Clusters touch at every K (silhouette {100 * apart.silhouette:.1f} % at most), "
+                  f"so it is the largest of the {len(stable)} of {len(candidates)} K with stable "
+                  f"labels (adjusted Rand index {100 * best.stability:.1f} %).")
     ends = {candidates[0].k, candidates[-1].k}
     if len(candidates) > 1 and best.k in ends and best.k > 2:
         reason += " It is an end of the range: try K beyond it."

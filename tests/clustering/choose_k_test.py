@@ -40,13 +40,21 @@ class ChooseKTest(parameterized.TestCase):
         self.assertEqual(spread, sorted(spread, reverse=True))
 
     def test_an_unstable_k_is_not_recommended(self):
-        best, reason = recommend([Candidate(2, .9, .3, .95), Candidate(4, .5, .4, .98),
-                                  Candidate(8, .4, .5, .60)])
+        best, reason = recommend([Candidate(2, .9, .5, .95), Candidate(4, .5, .6, .98),
+                                  Candidate(8, .4, .7, .60)])
         self.assertEqual(best, 4)
-        self.assertIn("highest of the 2 of 3 K", reason)
+        self.assertIn("60.0 %, the highest of the 2 of 3 K", reason)
+
+    def test_where_clusters_touch_it_is_the_largest_stable_k(self):
+        best, reason = recommend([Candidate(2, .9, .4, .99), Candidate(4, .5, .2, .95),
+                                  Candidate(8, .4, .2, .81), Candidate(12, .3, .2, .79)])
+        self.assertEqual(best, 8)
+        self.assertIn("touch at every K (silhouette 40.0 % at most)", reason)
 
     def test_doubts_are_told(self):
-        self.assertIn("touch", recommend([Candidate(2, .9, .05, 1.0)])[1])
+        best, reason = recommend([Candidate(2, .9, .9, .5), Candidate(4, .8, .1, .7)])
+        self.assertEqual(best, 4)
+        self.assertIn("No K has stable labels", reason)
         self.assertIn("end of the range", recommend([Candidate(4, .9, .3, 1.0),
                                                      Candidate(8, .8, .5, 1.0)])[1])
 
