@@ -318,8 +318,34 @@ class ViewTest(parameterized.TestCase):
             (f"http://127.0.0.1:{self.port}/", "data:"))])
         self.assertEmpty(told["errors"])
 
-    def open_page(self):
-        """(page of the viewer in headless Chromium, {"urls" asked for, "errors"}), or a skip."""
+    def test_what_is_seen_before_the_first_clusters_are_there(self):
+        held, released = [], []
+
+        def hold(route):
+            if released:
+                route.continue_()
+            else:
+                held.append(route)
+
+        page, told = self.open_page(lambda page: page.route("**/clusters/*", hold),
+                                    "body[data-loading] li b")
+        page.locator("canvas[height='48']").wait_for(state="attached")
+        self.assertIn("finding its clusters", page.evaluate(
+            "getComputedStyle(document.getElementById('caption'), '::after').content"))
+        self.assertEqual(page.locator("li b").count(), CLUSTERS)
+        released.append(True)
+        for route in held:
+            route.continue_()
+        page.locator("body:not([data-loading])").wait_for(state="attached")
+        self.assertEqual(page.evaluate(
+            "getComputedStyle(document.getElementById('caption'), '::after').content"), "none")
+        self.assertEmpty(told["errors"])
+
+    def open_page(self, before=lambda page: None, ready="body:not([data-loading]) li small"):
+        """(page of the viewer in headless Chromium, {"urls" asked for, "errors"}), or a skip.
+
+        before: what is done to the page first. ready: what is waited for.
+        """
         try:
             from playwright import sync_api
         except ImportError:
@@ -337,8 +363,9 @@ class ViewTest(parameterized.TestCase):
         page.on("pageerror", lambda error: told["errors"].append(str(error)))
         page.on("console", lambda message: told["errors"].append(message.text)
                 if message.type == "error" else None)
+        before(page)
         page.goto(f"http://127.0.0.1:{self.port}/")
-        page.locator("body:not([data-loading]) li small").first.wait_for(state="attached")
+        page.locator(ready).first.wait_for(state="attached")
         return page, told
 
     def colours_of(self, page, ids, k):

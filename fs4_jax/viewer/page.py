@@ -32,6 +32,7 @@ main{padding:14px;display:flex;flex-direction:column;min-height:0;align-items:ce
 #stage{flex:1;min-height:0;width:100%;position:relative}
 canvas{position:absolute;inset:0;width:100%;height:100%;object-fit:contain}
 #caption{min-height:1.5em;color:var(--muted)}
+body[data-loading] #caption::after{content:": finding its clusters \\2026"}
 aside{overflow-y:auto;padding:14px 16px;border-left:1px solid var(--line);background:var(--card)}
 .head{display:flex;justify-content:space-between;align-items:center}
 #hint,#meaning{color:var(--muted);font-size:12.5px;margin:4px 0 10px}
@@ -298,7 +299,11 @@ async function open(i) {
     const decoded = photo.decode().catch(() => {
       throw new Error(`${state.images[i]} can not be shown`);
     });
-    decoded.catch(() => {});      // the ids' own error says more
+    decoded.then(() => {          // the first ids come late: their program is compiled
+      if (shown.height || i !== at) return;
+      shown = {...shown, photo, height: photo.naturalHeight, width: photo.naturalWidth};
+      paint();
+    }, () => {});                 // the ids' own error says more
     const wanted = [ids('clusters', i), state.truth ? ids('truth', i) : null];
     const [clusters, truth] = await Promise.all(wanted);
     await decoded;
@@ -341,6 +346,7 @@ document.addEventListener('keydown', event => {
       make('span', {textContent: name}));
     return film;
   }));
+  listClusters();
   look(view);
   open(0);
 })();
