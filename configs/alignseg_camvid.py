@@ -1,7 +1,7 @@
 """AlignSeg on street scenes: CamVid's layout (configs/camvid.py), a frozen ViT-S/14.
 
 Paper: AlignSeg, TPAMI 2024 (docs/alignseg.md); it has no CamVid, so K and the schedule are ours.
-Segments are a mixture (ours): the paper's losses make one segment of a street scene.
+Segments are a mixture (ours): the paper's losses make about two segments of a street scene.
 Commands:
   python -m fs4_jax.main --config=configs/alignseg_camvid.py --workdir=W --config.data.root=ROOT \\
       --config.encoder.weights=FILE.safetensors
