@@ -3,6 +3,8 @@
 Paper: DFR, arXiv 2108.01296 (our reconstruction), and the regularized losses before it.
 Commands:
   python -m fs4_jax.main --config=configs/scribble.py --workdir=W          # `scenes`, drawn strokes
+  the same on an encoder of configs/pretrain.py:scenes, frozen, nothing from outside:
+      --config=configs/scribble.py:pretrained --config.encoder.weights=W1
   your own images and strokes (PNGs of the images' names and sizes: class ids, 255 = not drawn):
   python -m fs4_jax.main --config=configs/scribble.py:S/14 --workdir=W \\
       --config.encoder.weights=FILE.safetensors --config.data.images=DIR --config.data.labels=DIR \\
@@ -22,7 +24,7 @@ _CAMVID = ("sky", "building", "pole", "road", "pavement", "tree", "sign", "fence
 
 
 def get_config(arg="scenes"):
-    """arg: "scenes", "camvid", or SIZE/PATCH of an encoder for a folder of one's own."""
+    """arg: "scenes", "pretrained", "camvid", or SIZE/PATCH of an encoder for one's own folder."""
     config = default_config()
     config.method = "scribble"
     config.eval.protocol = "identity"
@@ -32,8 +34,8 @@ def get_config(arg="scenes"):
     config.data.grey = config.data.hue = 0.0       # colours are what strokes are about
     config.data.blur = 0.0
     config.checkpoint.every = 100
-    if arg == "scenes":
-        return _scenes(config)
+    if arg in ("scenes", "pretrained"):
+        return _scenes(config, arg == "pretrained")
     config.encoder.variant = "S/14" if arg == "camvid" else arg
     config.encoder.frozen = True
     config.data.image_size = 16 * int(config.encoder.variant.partition("/")[2] or 14)
@@ -54,7 +56,7 @@ def get_config(arg="scenes"):
     return config
 
 
-def _scenes(config):
+def _scenes(config, pretrained):
     config.data.name = "scenes"
     config.num_clusters = 10
     config.data.image_size = 96
@@ -62,8 +64,11 @@ def _scenes(config):
     config.data.crop_scale = (0.5, 1.0)
     config.encoder.variant = "mu/8"
     config.scribble.annotation = "scribbles"
+    config.encoder.frozen = pretrained
+    if pretrained:
+        config.optimizer.learning_rate = 3e-3      # of the decoder alone
     # Features that begin random tie every pixel to every stroke, so to the class most drawn.
-    config.scribble.regularizer.strokes.weight = 0.0
+    config.scribble.regularizer.strokes.weight = 1.0 if pretrained else 0.0
     config.total_steps = 300
     config.batch_size, config.eval.batch_size = 16, 32
     return config

@@ -24,7 +24,7 @@ _SMALL = {
     "demo": dict(STEPS=4, BATCH=8, TRAIN=8, VAL=8, SIDE=32),
     "your_images": dict(WEIGHTS=_ENCODER, CANDIDATES=(2, 4), STEPS=2, SIDE=32, BATCH=8),
     "alignseg": dict(WEIGHTS=_ENCODER, STEPS=2, BATCH=8, TRAIN=8, VAL=8, SIDE=32),
-    "scribbles": dict(STEPS=2, BATCH=8, SIDE=32, TRAIN=8, VAL=8),
+    "scribbles": dict(WEIGHTS=_ENCODER, STEPS=2, BATCH=8, SIDE=32, TRAIN=8, VAL=8),
 }
 # One device, and quick compilation: nothing here is measured.
 _ENVIRONMENT = {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",

@@ -158,6 +158,21 @@ class KMeansTest(parameterized.TestCase):
             # No point goes to another device.
             self.assertNotRegex(program.as_text(), "all-gather|all-to-all|collective-permute")
 
+    @parameterized.product(k=(1, 2, 7, 32, 33, 65, 500), d=(1, 3, 40))
+    def test_the_nearest_is_the_first_of_equally_near_ones(self, k, d):
+        """Long rows are folded on CPU; whole numbers, so that NumPy's distances are exact."""
+        rng = np.random.default_rng(k)
+        x, c = (rng.integers(-3, 4, (n, d)).astype(np.float32) for n in (300, k))
+        want = np.argmin(((x[:, None] - c[None]) ** 2).sum(-1), axis=1)
+        x[0] = np.nan
+        np.testing.assert_array_equal(nearest(x, jnp.asarray(c))[1:], want[1:])
+        self.assertBetween(nearest(x, jnp.asarray(c))[0], 0, k - 1)
+        # Numbers of all sizes: whatever a row's highest is found by, it is found again.
+        x, c = rng.standard_normal((300, d), np.float32), rng.standard_normal((k, d), np.float32)
+        near = np.take_along_axis(distances := ((x[:, None] - c[None]) ** 2).sum(-1),
+                                  np.asarray(nearest(x, c))[:, None], axis=1)[:, 0]
+        np.testing.assert_allclose(near, distances.min(1), atol=1e-4)
+
     def test_restarts_return_the_best(self):
         x, _, _ = blobs(spread=3.0)
         runs = [kmeans(x, 6, key=key, num_iters=3, init="random")

@@ -6,6 +6,7 @@ import functools
 import io
 import json
 import pathlib
+import runpy
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ from PIL import Image
 
 from fs4_jax import evaluate, train
 from fs4_jax.config import ConfigError, default_config
+from fs4_jax.config_checks import check_config
 from fs4_jax.data.images import DataError
 from fs4_jax.models.decoder import MultiLevelDecoder
 from fs4_jax.run import checked_source, prepare
@@ -204,6 +206,17 @@ class RunTest(absltest.TestCase):
             self.assertEqual(evaluate.evaluate_workdir(config, self.root / "whole"), 0)
         again = json.loads((self.root / "whole" / "eval.json").read_text())
         self.assertEqual(again["miou"], scores["miou"])
+
+    def test_the_configs_can_work(self):
+        path = pathlib.Path(__file__).resolve().parents[2] / "configs/scribble.py"
+        get_config = runpy.run_path(str(path))["get_config"]
+        for arg in ("scenes", "pretrained", "camvid", "S/14"):
+            with self.subTest(arg):
+                config = get_config(arg)
+                check_config(config)
+                self.assertEqual(config.encoder.frozen, arg != "scenes")
+                # What ties all to all as long as features are random.
+                self.assertEqual(config.scribble.regularizer.strokes.weight > 0, arg != "scenes")
 
     def test_classes_that_are_not_those_of_the_labels(self):
         config = small_config(num_clusters=7)
