@@ -23,7 +23,7 @@ LAYERS = (
      "evaluation.geometry", "evaluation.readout", "evaluation.probe", "evaluation.knn",
      "evaluation.tally", "evaluation.regions", "sharding", "optimizer", "metrics", "config",
      "config_checks", "config_files", "onnx_graph", "onnx_rules", "distributed", "compile_cache",
-     "nonfinite", "stopping", "batch_log", "whole_files", "archives", "lazy_names"},
+     "nonfinite", "stopping", "long_rows", "batch_log", "whole_files", "archives", "lazy_names"},
     # L1: models, losses, sources of images
     {"models", "models.position", "models.block_ops", "models.transformer", "models.vit",
      "models.architecture", "models.weight_files", "models.weight_names", "models.encoder_files",

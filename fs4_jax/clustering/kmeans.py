@@ -7,6 +7,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from fs4_jax.long_rows import first_highest
+
 BLOCK = 1 << 20     # numbers of a block of an intermediate matrix, on one device: 4 MiB
 
 
@@ -142,35 +144,9 @@ def nearest(x, centroids):
     def assign(points):
         # |x - c|^2 / 2 without |x|^2 / 2. An accelerator's default precision would round to
         # bfloat16 or TF32: wrong labels far from the origin.
-        closeness = jnp.matmul(points, transposed, precision="highest") - half
-        return jax.lax.platform_dependent(closeness, cpu=_folded_argmax, default=_argmax)
+        return first_highest(jnp.matmul(points, transposed, precision="highest") - half)
 
     return _by_blocks(assign, jnp.int32, len(centroids), x)
-
-
-def _argmax(x):
-    return jnp.argmax(x, axis=-1).astype(jnp.int32)
-
-
-def _folded_argmax(x):
-    """`_argmax`, or 0 where that is of NaN, on a CPU in a third of its time where k is large.
-
-    Its argmax is a loop of numbers along a row, and slower still when fused with what is before it;
-    half of the rows against the other half is one of vectors.
-    """
-    k = x.shape[-1]
-    highest = _folded(jnp.maximum, x).max(-1, keepdims=True)
-    places = jnp.where(x == highest, jnp.arange(k, dtype=jnp.int32), k)
-    first = _folded(jnp.minimum, places).min(-1)
-    return jnp.where(first < k, first, 0)
-
-
-def _folded(op, x):
-    """[n, k] -> [n, 32] or less, of which `op` makes what it makes of x; halves may overlap."""
-    while (k := x.shape[-1]) > 32:
-        half = -(-k // 2)
-        x = op(x[:, :half], x[:, k - half:])
-    return x
 
 
 def distances_to(x, centroids, labels):

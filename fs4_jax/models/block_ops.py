@@ -7,10 +7,15 @@ mode only: jax refuses forward mode (jvp) through them.
 """
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from fs4_jax.long_rows import highest, total
+
+IN_CACHE = 1 << 21      # scores that a CPU's last cache holds beside what is made of them
 
 # Products of bfloat16 are summed in float32, as their sums and softmax go on in it.
 _product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
@@ -36,11 +41,11 @@ def attention(q, k, v):
 def _attend(q, k, v):
     """One head: [b,n,c] -> the answer [b,n,c], the log of the softmax's denominators [b,n,1]."""
     scores = _product("bqc,bkc->bqk", q, k)
-    top = scores.max(-1, keepdims=True)
+    top = highest(scores)
     weights = jnp.exp(scores - top)
-    total = weights.sum(-1, keepdims=True)
-    y = _product("bqk,bkc->bqc", weights.astype(v.dtype), v) / total
-    return y.astype(v.dtype), top + jnp.log(total)
+    sums = total(weights)
+    y = _product("bqk,bkc->bqc", weights.astype(v.dtype), v) / sums
+    return y.astype(v.dtype), top + jnp.log(sums)
 
 
 def _attention_forward(q, k, v):
@@ -63,12 +68,27 @@ def _attend_backward(q, k, v, y, log_total, dy):
 
 
 def _each_head(function, *arrays):
-    """Maps a function over heads; on CPU one after the other, so that scores stay in cache."""
-    return jax.lax.platform_dependent(
-        *arrays,
-        cpu=lambda *arrays: jax.lax.map(lambda head: function(*head), arrays),
-        default=jax.vmap(function),
-    )
+    """Maps a function of [b,n,c] over heads [h,b,n,c]; on CPU one part after the other, a head of
+    as many images of each device as keep their scores in cache."""
+    return jax.lax.platform_dependent(*arrays, cpu=functools.partial(_by_parts, function),
+                                      default=jax.vmap(function))
+
+
+def _by_parts(function, *arrays):
+    h, b, n = arrays[0].shape[:3]
+    # Each run of images lies on one device, and a part takes the same of each run: none travels.
+    runs, parts = 1, 1
+    if isinstance(b, int):                                # symbolic: an export
+        runs = math.gcd(b, jax.device_count())
+        parts = min(part for part in range(1, b // runs + 1) if b // runs % part == 0
+                    and (part == b // runs or b // runs // part * n ** 2 <= IN_CACHE))
+    split, joined = (h, runs, parts, b // runs // parts), (h * parts, b // parts)
+    out = jax.lax.map(lambda part: function(*part), [
+        x.reshape(*split, *x.shape[2:]).swapaxes(1, 2).reshape(*joined, *x.shape[2:])
+        for x in arrays])
+    split = (h, parts, runs, b // runs // parts)
+    return jax.tree.map(lambda x: x.reshape(*split, *x.shape[2:]).swapaxes(1, 2).reshape(
+        h, b, *x.shape[2:]), out)
 
 
 attention.defvjp(_attention_forward, _attention_backward)
