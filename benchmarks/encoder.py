@@ -9,7 +9,6 @@ that a disturbance of the machine hits both; a row is the median of the repeats.
 parts of one block alone, each against torch's.
 """
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -98,7 +97,7 @@ def parts(variant, batch_size):
     def dense(kernel, bias):
         return {"kernel": kernel, "bias": bias}
 
-    norm = nn.LayerNorm(epsilon=1e-6)
+    norm = transformer.LayerNorm(1e-6, jnp.float32)
     token, hidden = (batch_size, n, d), (batch_size, n, 4 * d)
     return (
         ("attention", lambda x, a, b, c, e: attention.apply(

@@ -94,6 +94,42 @@ def _by_parts(function, *arrays):
 attention.defvjp(_attention_forward, _attention_backward)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def layer_norm(x, scale, bias, epsilon):
+    """Each row of x [...,d] less its mean, over its deviation, times scale [d], plus bias [d].
+
+    In float32 inside; the result has x's dtype. flax's nn.LayerNorm, whose sums along a row a CPU
+    takes three times as long for.
+    """
+    return _layer_norm_forward(x, scale, bias, epsilon)[0]
+
+
+def _layer_norm_forward(x, scale, bias, epsilon):
+    normal, _ = _normal(x, epsilon)
+    y = normal * scale.astype(jnp.float32) + bias.astype(jnp.float32)
+    return y.astype(x.dtype), (x, scale)
+
+
+def _layer_norm_backward(epsilon, saved, dy):
+    x, scale = saved
+    normal, inverse = _normal(x, epsilon)
+    dy = dy.astype(jnp.float32)
+    dnormal, d = dy * scale.astype(jnp.float32), x.shape[-1]
+    dx = inverse * (dnormal - total(dnormal) / d - normal * (total(dnormal * normal) / d))
+    return (dx.astype(x.dtype), *(_sum_rows(_rows(z)).astype(scale.dtype)
+                                  for z in (dy * normal, dy)))
+
+
+def _normal(x, epsilon):
+    x = x.astype(jnp.float32)
+    centred = x - total(x) / x.shape[-1]
+    inverse = jax.lax.rsqrt(total(centred * centred) / x.shape[-1] + epsilon)
+    return centred * inverse, inverse
+
+
+layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
+
+
 @jax.custom_vjp
 def dense(x, kernel, bias):
     """x @ kernel + bias: [...,d], [d,e], [e] -> [...,e], all of one dtype."""
@@ -163,7 +199,7 @@ def _mlp_backward(saved, dy):
     dkernel2 = _product("em,md->ed", activated, drows)
     dhidden, = pull(jnp.einsum("ed,md->em", kernel2, drows))
     dkernel1 = _product("em,md->ed", dhidden, _rows(x)).T
-    dbias1 = dhidden.sum(1, dtype=jnp.float32)
+    dbias1 = _product("em,m->e", dhidden, jnp.ones(len(drows), dtype), precision="highest")
     dx = jnp.einsum("em,de->md", dhidden, kernel1).reshape(x.shape)
     return dx, *(array.astype(dtype) for array in (dkernel1, dbias1, dkernel2, _sum_rows(drows)))
 

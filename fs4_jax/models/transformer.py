@@ -31,11 +31,11 @@ class Block(nn.Module):
 
         angles: float32 [m,c] that turn the last m tokens' queries and keys (`rope_angles`).
         """
-        norm = {"epsilon": self.norm_epsilon, "dtype": self.dtype}  # statistics are in float32
-        y = nn.LayerNorm(**norm, name="norm1")(x)
+        norm = {"epsilon": self.norm_epsilon, "dtype": self.dtype}
+        y = LayerNorm(**norm, name="norm1")(x)
         y, told = Attention(self.num_heads, self.dtype, name="attn")(y, angles, details)
         x = x + self._branch(y, "ls1", train)
-        y = nn.LayerNorm(**norm, name="norm2")(x)
+        y = LayerNorm(**norm, name="norm2")(x)
         mlp = GatedMlp if self.mlp == "swiglu" else Mlp
         y = mlp(self.mlp_ratio, self.dtype, name="mlp")(y)
         x = x + self._branch(y, "ls2", train)
@@ -78,6 +78,19 @@ class Attention(nn.Module):
             told["attention"] = jax.nn.softmax(scores)
         y = block_ops.attention(q, k, v).transpose(1, 2, 0, 3).reshape(b, n, d)
         return Dense(d, **dense, name="proj")(y), told
+
+
+class LayerNorm(nn.Module):
+    """flax's nn.LayerNorm with the gradient of `block_ops.layer_norm`; statistics in float32."""
+
+    epsilon: float
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x):
+        scale = self.param("scale", nn.initializers.ones_init(), x.shape[-1:])
+        bias = self.param("bias", nn.initializers.zeros_init(), x.shape[-1:])
+        return block_ops.layer_norm(x, scale, bias, self.epsilon).astype(self.dtype)
 
 
 class Weights(nn.Module):

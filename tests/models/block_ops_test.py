@@ -1,5 +1,7 @@
 """The operations of a block: values in NumPy and float64, gradients against finite differences."""
 
+from unittest import mock
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,9 +20,17 @@ def numpy_gelu(x):
     return x * scipy.special.ndtr(x)
 
 
+def numpy_layer_norm(x, scale, bias):
+    centred = x - x.mean(-1, keepdims=True)
+    return centred / np.sqrt(x.var(-1, keepdims=True) + 1e-6) * scale + bias
+
+
 # name: (function, the same in NumPy, shapes of the arguments)
 OPERATIONS = {
     "attention": (block_ops.attention, numpy_attention, [(2, 3, 7, 4)] * 3),
+    "attention in long rows": (block_ops.attention, numpy_attention, [(1, 2, 41, 2)] * 3),
+    "layer_norm": (lambda *args: block_ops.layer_norm(*args, 1e-6), numpy_layer_norm,
+                   [(2, 5, 40), (40,), (40,)]),
     "dense": (block_ops.dense, lambda x, w, b: x @ w + b, [(2, 5, 4), (4, 6), (6,)]),
     "gelu": (block_ops.gelu, numpy_gelu, [(3, 5)]),
     "mlp": (block_ops.mlp, lambda x, w, b, v, c: numpy_gelu(x @ w + b) @ v + c,
@@ -88,6 +98,21 @@ class BlockOpsTest(parameterized.TestCase):
             single = value_and_gradients(function, weight, *args)
             for a, b in zip(jax.tree.leaves(both), jax.tree.leaves(single), strict=True):
                 np.testing.assert_allclose(a[i], b, rtol=1e-5, atol=1e-6)
+
+    @parameterized.parameters(3, 4, 16)
+    def test_parts_of_a_head_are_all_of_it(self, b):
+        q, k, v, weight = (jnp.float32(a) for a in draw([(2, b, 7, 4)] * 4))
+        def answers():                    # compiled anew: what is traced holds IN_CACHE
+            return jax.jit(lambda *args: value_and_gradients(block_ops.attention, *args))(
+                weight, q, k, v)
+
+        whole = answers()
+        for most in (1, 2 * 7 * 7):
+            with mock.patch.object(block_ops, "IN_CACHE", most):
+                parts = answers()
+            for one, other in zip(jax.tree.leaves(parts), jax.tree.leaves(whole), strict=True):
+                np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(whole[0], numpy_attention(q, k, v), atol=1e-5)
 
     def test_attention_of_large_scores(self):
         q, k, v = (jnp.float32(a) for a in draw([(1, 1, 5, 4)] * 3))
