@@ -16,7 +16,8 @@ def product_flops(jaxpr):
     """Operations of a jaxpr's matrix products and convolutions, over all devices.
 
     A product [m,k] x [k,n] is 2 m k n; everything else is thought free, as is usual for a
-    transformer. A scan counts its turns, a while loop one, of branches the dearest counts.
+    transformer, and so is one with a single vector, which is a sum along rows. A scan counts its
+    turns, a while loop one, of branches the dearest counts.
     """
     def flops(eqn):
         if eqn.primitive.name == "dot_general":
@@ -48,9 +49,17 @@ def _over_products(jaxpr, cost):
             total += max(inner)
         else:
             total += sum(inner) * eqn.params.get("length", 1)
-        if eqn.primitive.name in ("dot_general", "conv_general_dilated"):
+        name = eqn.primitive.name
+        if name == "conv_general_dilated" or (name == "dot_general" and not _is_sum(eqn)):
             total += cost(eqn)
     return total
+
+
+def _is_sum(product):
+    """Whether it is a matrix's with one vector, as `long_rows.total` sums rows on a CPU."""
+    (contracted, _), _ = product.params["dimension_numbers"]
+    left, right = (var.aval for var in product.invars)
+    return right.size == math.prod(left.shape[i] for i in contracted) < left.size
 
 
 def live_bytes(jaxpr):

@@ -43,6 +43,7 @@ class ProgramCostTest(parameterized.TestCase):
         self.assertEqual(product_flops(jaxpr_of(jnp.matmul, (4, 3, 5), (4, 5, 7))),
                          2 * 4 * 3 * 5 * 7)
         self.assertEqual(product_flops(jaxpr_of(lambda x: jnp.sin(x) + x, (3, 5))), 0)
+        self.assertEqual(product_flops(jaxpr_of(jnp.matmul, (3, 5), (5, 1))), 0)     # a sum
 
     def test_a_loop_counts_its_turns_and_branches_the_dearest(self):
         def loop(x):
