@@ -144,7 +144,8 @@ def recommend(candidates):
         best = max(stable, key=lambda c: c.k)
         reason = (f"Clusters touch at every K (silhouette {100 * apart.silhouette:.1f} % at most), "
                   f"so it is the largest of the {len(stable)} of {len(candidates)} K with stable "
-                  f"labels (adjusted Rand index {100 * best.stability:.1f} %).")
+                  f"labels (adjusted Rand index {100 * best.stability:.1f} %). Would you name "
+                  "more classes? Take more: clusters too many can be merged.")
     ends = {candidates[0].k, candidates[-1].k}
     if len(candidates) > 1 and best.k in ends and best.k > 2:
         reason += " It is an end of the range: try K beyond it."
