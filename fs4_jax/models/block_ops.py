@@ -21,82 +21,103 @@ IN_CACHE = 1 << 21      # scores that a CPU's last cache holds beside what is ma
 _product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
 
 
-@jax.custom_vjp
-def attention(q, k, v):
-    """softmax(q k^T) v, head by head; softmax in float32.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def attention(qkv, scale):
+    """softmax(scale q k^T) v, head by head; softmax in float32.
 
     Memory is that of one head's scores on CPU, of all heads' elsewhere; none are kept for the
     gradient, which computes them again from the softmax's denominators (as FlashAttention,
     Dao et al. 2022, does).
 
     Args:
-      q, k, v: [h,b,n,c], heads first; q is scaled already.
+      qkv: [b,n,3,h,c], a projection's queries, keys and values.
 
     Returns:
-      [h,b,n,c] in v's dtype.
+      [b,n,h,c] in qkv's dtype.
     """
-    return _each_head(_attend, q, k, v)[0]
+    return _attention_forward(qkv, scale)[0]
 
 
-def _attend(q, k, v):
-    """One head: [b,n,c] -> the answer [b,n,c], the log of the softmax's denominators [b,n,1]."""
+def _attention_forward(qkv, scale):
+    y, log_total = _each_head(functools.partial(_attend, scale), qkv)
+    return y[:, :, 0], (qkv, y, log_total)
+
+
+def _attend(scale, qkv):
+    """One head: [b,n,3,c] -> the answer [b,n,1,c], log of the softmax's denominators [b,n,1,1]."""
+    q, k, v = _split(scale, qkv)
     scores = _product("bqc,bkc->bqk", q, k)
     top = highest(scores)
     weights = jnp.exp(scores - top)
     sums = total(weights)
     y = _product("bqk,bkc->bqc", weights.astype(v.dtype), v) / sums
-    return y.astype(v.dtype), top + jnp.log(sums)
+    return y[:, :, None].astype(v.dtype), (top + jnp.log(sums))[:, :, None]
 
 
-def _attention_forward(q, k, v):
-    y, log_total = _each_head(_attend, q, k, v)
-    return y, (q, k, v, y, log_total)
+def _attention_backward(scale, saved, dy):
+    return _each_head(functools.partial(_attend_backward, scale), *saved, dy[:, :, None])
 
 
-def _attention_backward(saved, dy):
-    return _each_head(_attend_backward, *saved, dy)
-
-
-def _attend_backward(q, k, v, y, log_total, dy):
+def _attend_backward(scale, qkv, y, log_total, dy):
+    q, k, v = _split(scale, qkv)
+    y, log_total, dy = y[:, :, 0], log_total[:, :, 0], dy[:, :, 0]
     weights = jnp.exp(_product("bqc,bkc->bqk", q, k) - log_total)
     dv = _product("bqk,bqc->bkc", weights.astype(v.dtype), dy)
     mean = _product("bqc,bqc->bq", dy, y)[..., None]
     dscores = (weights * (_product("bqc,bkc->bqk", dy, v) - mean)).astype(q.dtype)
-    dq = _product("bqk,bkc->bqc", dscores, k)
+    dq = _product("bqk,bkc->bqc", dscores, k) * scale
     dk = _product("bqk,bqc->bkc", dscores, q)
-    return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype)
+    return jnp.stack([dq, dk, dv], axis=2).astype(qkv.dtype),
+
+
+def _split(scale, qkv):
+    q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+    return q * scale, k, v
 
 
 def _each_head(function, *arrays):
-    """Maps a function of [b,n,c] over heads [h,b,n,c]; on CPU one part after the other, a head of
-    as many images of each device as keep their scores in cache."""
+    """Maps a function of [b,n,k,c] over heads [b,n,k,h,c]; on CPU one part after the other, a head
+    of as many images of each device as keep their scores in cache."""
     return jax.lax.platform_dependent(*arrays, cpu=functools.partial(_by_parts, function),
-                                      default=jax.vmap(function))
+                                      default=jax.vmap(function, 3, 3))
 
 
 def _by_parts(function, *arrays):
-    h, b, n = arrays[0].shape[:3]
+    # Heads are read and written where they lie: put in front, they would be copied, all of them.
+    b, n, _, heads = arrays[0].shape[:4]
     # Each run of images lies on one device, and a part takes the same of each run: none travels.
     runs, parts = 1, 1
     if isinstance(b, int):                                # symbolic: an export
         runs = math.gcd(b, jax.device_count())
         parts = _parts(b // runs, IN_CACHE // n ** 2)
     size = b // runs // parts
-    out = jax.lax.map(lambda part: function(*part), [
-        _swapped(x, (h, runs, parts, size), (h * parts, runs * size)) for x in arrays])
-    return jax.tree.map(lambda x: _swapped(x, (h, parts, runs, size), (h, b)), out)
+    split = [x.reshape(runs, parts, size, *x.shape[1:]) for x in arrays]
+
+    def one(x, part, head):
+        x = jax.lax.dynamic_slice_in_dim(x, part, 1, 1)
+        x = jax.lax.dynamic_slice_in_dim(x, head, 1, 5)
+        return x.reshape(runs * size, *x.shape[3:5], x.shape[6])
+
+    def turn(outs, at):
+        part, head = at // heads, at % heads
+        return [jax.lax.dynamic_update_slice(
+            out, y.reshape(runs, 1, size, *y.shape[1:3], 1, y.shape[3]),
+            (0, part, 0, 0, 0, head, 0)) for out, y in zip(
+                outs, function(*(one(x, part, head) for x in split)))], None
+
+    shapes = jax.eval_shape(function, *(one(x, 0, 0) for x in split))
+    # Zeros would do, as all is written over, but XLA makes all blocks' before the first begins.
+    some = split[-1][:, :1, :1, :1, :1, :1, :1]
+    outs = [jnp.broadcast_to(some, (runs, parts, size, *y.shape[1:3], heads, y.shape[3]))
+            .astype(y.dtype) for y in shapes]
+    outs, _ = jax.lax.scan(turn, outs, jnp.arange(parts * heads))
+    return tuple(out.reshape(b, *out.shape[3:]) for out in outs)
 
 
 def _parts(whole, most):
     """The fewest equal parts of a whole of which none is above `most`, or is 1."""
     return next(parts for parts in range(1, whole + 1)
                 if whole % parts == 0 and (parts == whole or whole // parts <= most))
-
-
-def _swapped(x, split, joined):
-    """[h,b,...] cut to (h, i, j, size), i and j change places, and together again."""
-    rest = x.shape[2:]
-    return x.reshape(*split, *rest).swapaxes(1, 2).reshape(*joined, *rest)
 
 
 attention.defvjp(_attention_forward, _attention_backward)
@@ -203,6 +224,9 @@ def _mlp_forward(x, kernel1, bias1, kernel2, bias2):
 def _mlp_backward(saved, dy):
     x, kernel1, hidden, kernel2 = saved
     dtype, drows = kernel1.dtype, _rows(dy)
+    # Nothing, but only known with dy: XLA would take GELU's parts from the forward pass, and keep
+    # them in memory until now (it drops an optimization_barrier on CPU before it looks).
+    hidden = hidden + 0 * drows[:, 0]
     activated, pull = jax.vjp(gelu, hidden)
     dkernel2 = _product("em,md->ed", activated, drows)
     dhidden, = pull(jnp.einsum("ed,md->em", kernel2, drows))

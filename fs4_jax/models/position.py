@@ -86,13 +86,15 @@ def rotate(x, angles):
     """Turns the last tokens of x, those that have angles; in float32, result in x's dtype.
 
     Args:
-      x: [b,heads,n,c] or [heads,b,n,c], queries or keys.
+      x: [b,n,...,c], queries or keys.
       angles: float32 [m,c], m <= n, from `rope_angles`.
     """
     import jax.numpy as jnp
-    still = x.shape[2] - len(angles)        # class token and registers
-    cos = np.concatenate([np.ones((still, angles.shape[1]), np.float32), np.cos(angles)])
-    sin = np.concatenate([np.zeros((still, angles.shape[1]), np.float32), np.sin(angles)])
+    n, c = x.shape[1], x.shape[-1]
+    still = n - len(angles)                 # class token and registers
+    cos = np.concatenate([np.ones((still, c), np.float32), np.cos(angles)])
+    sin = np.concatenate([np.zeros((still, c), np.float32), np.sin(angles)])
+    cos, sin = (z.reshape(n, *[1] * (x.ndim - 3), c) for z in (cos, sin))
     y = x.astype(jnp.float32)
     first, second = jnp.split(y, 2, axis=-1)
     return (y * cos + jnp.concatenate([-second, first], axis=-1) * sin).astype(x.dtype)

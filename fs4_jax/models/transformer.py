@@ -69,14 +69,15 @@ class Attention(nn.Module):
         dense = {"dtype": self.dtype, "kernel_init": weight_init}
         qkv = Dense(3 * d, **dense, name="qkv")(x)
         told = {"keys": qkv[..., d:2 * d]} if details else {}
-        q, k, v = qkv.reshape(b, n, 3, self.num_heads, -1).transpose(2, 3, 0, 1, 4)   # [h,b,n,c]
+        qkv = qkv.reshape(b, n, 3, self.num_heads, -1)
         if angles is not None:
-            q, k = rotate(q, angles), rotate(k, angles)
-        q = q * q.shape[-1] ** -0.5
+            qkv = jnp.concatenate([rotate(qkv[:, :, :2], angles), qkv[:, :, 2:]], axis=2)
+        scale = qkv.shape[-1] ** -0.5
         if details:
-            scores = jnp.einsum("hbc,hbkc->bhk", q[:, :, 0], k, preferred_element_type=jnp.float32)
+            scores = jnp.einsum("bhc,bkhc->bhk", qkv[:, 0, 0] * scale, qkv[:, :, 1],
+                                preferred_element_type=jnp.float32)
             told["attention"] = jax.nn.softmax(scores)
-        y = block_ops.attention(q, k, v).transpose(1, 2, 0, 3).reshape(b, n, d)
+        y = block_ops.attention(qkv, scale).reshape(b, n, d)
         return Dense(d, **dense, name="proj")(y), told
 
 
