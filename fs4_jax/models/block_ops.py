@@ -31,6 +31,7 @@ def attention(qkv, scale):
 
     Args:
       qkv: [b,n,3,h,c], a projection's queries, keys and values.
+      scale: what scores are multiplied by.
 
     Returns:
       [b,n,h,c] in qkv's dtype.
@@ -93,19 +94,21 @@ def _by_parts(function, *arrays):
     size = b // runs // parts
     split = [x.reshape(runs, parts, size, *x.shape[1:]) for x in arrays]
 
-    def one(x, part, head):
+    def cut(x, part, head):
         x = jax.lax.dynamic_slice_in_dim(x, part, 1, 1)
         x = jax.lax.dynamic_slice_in_dim(x, head, 1, 5)
         return x.reshape(runs * size, *x.shape[3:5], x.shape[6])
 
+    def put(out, y, part, head):
+        y = y.reshape(runs, 1, size, *y.shape[1:3], 1, y.shape[3])
+        return jax.lax.dynamic_update_slice(out, y, (0, part, 0, 0, 0, head, 0))
+
     def turn(outs, at):
         part, head = at // heads, at % heads
-        return [jax.lax.dynamic_update_slice(
-            out, y.reshape(runs, 1, size, *y.shape[1:3], 1, y.shape[3]),
-            (0, part, 0, 0, 0, head, 0)) for out, y in zip(
-                outs, function(*(one(x, part, head) for x in split)))], None
+        answers = function(*(cut(x, part, head) for x in split))
+        return [put(out, y, part, head) for out, y in zip(outs, answers)], None
 
-    shapes = jax.eval_shape(function, *(one(x, 0, 0) for x in split))
+    shapes = jax.eval_shape(function, *(cut(x, 0, 0) for x in split))
     # Zeros would do, as all is written over, but XLA makes all blocks' before the first begins.
     some = split[-1][:, :1, :1, :1, :1, :1, :1]
     outs = [jnp.broadcast_to(some, (runs, parts, size, *y.shape[1:3], heads, y.shape[3]))
