@@ -57,9 +57,11 @@ def main(argv):
             stack.enter_context(distributed.quiet_unless_first())
         if _DRY_RUN.value:
             sys.exit(dry_run.dry_run(_CONFIG.value))
-        if _MODE.value == "eval":
-            sys.exit(evaluate.evaluate_workdir(_CONFIG.value, _WORKDIR.value))
-        sys.exit(train.train(_CONFIG.value, _WORKDIR.value))
+        work = evaluate.evaluate_workdir if _MODE.value == "eval" else train.train
+        status = work(_CONFIG.value, _WORKDIR.value)
+        if status == train.EXIT_INTERRUPTED and not _DISTRIBUTED.value:
+            errors.leave(status)       # several processes cut nothing short
+        sys.exit(status)
 
 
 if __name__ == "__main__":

@@ -32,6 +32,15 @@ with StopSignals(patience=0.5) as stop:
     threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM)).start()
     {_UNSTOPPABLE}
 """
+_LEAVE = """
+import atexit, jax
+from fs4_jax import errors
+atexit.register(print, "left")
+product = jax.jit(lambda x: jax.lax.fori_loop(0, 10**6, lambda i, x: x @ x, x))
+product(jax.numpy.ones((1000, 1000)))
+print("under way")
+errors.leave(75)
+"""
 _HANG = f"""
 import hashlib, sys
 from fs4_jax.stopping import HangWatch
@@ -52,7 +61,12 @@ class ProcessTest(absltest.TestCase):
     def child(self, code, *arguments):
         root = pathlib.Path(__file__).resolve().parents[1]
         return subprocess.run([sys.executable, "-c", code, *arguments], cwd=root, timeout=120,
-                              stderr=subprocess.PIPE, text=True)
+                              stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    def test_a_computation_under_way_is_not_waited_for(self):
+        child = self.child(_LEAVE)
+        self.assertEqual(child.returncode, EXIT_INTERRUPTED, child.stderr)
+        self.assertEqual(child.stdout, "under way\nleft\n")
 
     def test_a_call_that_can_not_be_cut_short(self):
         child = self.child(_STOP)
