@@ -178,7 +178,7 @@ class FS4:
 
         Of its cells' groups where they guide, of the whole data set where not.
         """
-        if not self.guides:
+        if not (self.guides and self.settings.pgg.guided_targets):
             return jnp.log(params["prior"])
         return guidance({level: labels[level] for level in self.guides}, extra["shares"], grid)
 

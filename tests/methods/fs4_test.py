@@ -125,6 +125,22 @@ class PyramidTest(parameterized.TestCase):
         # Heads learn from the embedding; the pooled assignment is of the prototypes themselves.
         self.assertEqual(float(np.abs(gradient).max()) > 1e-5, form == "pooled")
 
+    def test_targets_that_no_group_guides(self):
+        def shares_after(**pgg):
+            method = (run := self.made(form="pooled", **pgg)).method
+            params, extra, batches = self.begun(run)
+            only = {level: jnp.tile(jnp.array([0.98, 0.01, 0.01]), (len(x), 1))
+                    for level, x in extra["shares"].items()}
+            loss = jax.jit(method.loss)
+            return [loss(params, params, extra | {"shares": shares}, batches[0],
+                         jax.random.key(2), 0)[1][1]["share"]
+                    for shares in (only, extra["shares"])]
+
+        guided, without = shares_after()
+        self.assertGreater(guided[0], without[0] + 0.005)
+        for share in shares_after(guided_targets=False):
+            np.testing.assert_allclose(share, without, atol=1e-6)    # float32, another order
+
     def test_numbers_of_groups(self):
         def sizes(**pgg):
             return self.made(**pgg).method.pyramid
