@@ -121,10 +121,7 @@ def default_config():
                 enabled=True, weight=0.5,
                 form="heads",     # heads, that predict a cell's group | pooled: the assignment does
                 levels=(1, 2, 4),                      # cells on a side
-                guides=(),        # levels whose groups guide the pixels' assignment
-                # in training too, by the view's group, or (False) by the image's in the fit alone:
-                # the better where the encoder is trained
-                guided_targets=True,
+                guides=(),        # levels whose groups guide the fit of the first clusters
                 # of all levels, or (of each, ...); 0: three for each class
                 num_groups=FieldReference(0, field_type=object),
                 shared=False,     # the same groups for all levels

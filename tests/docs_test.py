@@ -2,11 +2,13 @@
 
 import pathlib
 import re
+import runpy
 import subprocess
 import sys
 
 from absl.testing import absltest
 
+from fs4_jax.config_checks import check_config
 from fs4_jax.evaluation.protocols import table
 
 _ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -86,6 +88,14 @@ class DocsTest(absltest.TestCase):
             for path in re.findall(r"\b((?:configs|colabs|launch|benchmarks|docs)/\w+\.\w+)", text):
                 if path not in ("configs/leaves.py",):          # CONTRIBUTING's own example
                     self.assertTrue((_ROOT / path).exists(), f"{page.name}: {path}")
+
+    def test_variants_of_configs_that_are_named_can_be_made(self):
+        text = "".join(page.read_text() for page in [*_PAGES, *(_ROOT / "configs").glob("*.py")])
+        named = set(re.findall(r"\b(configs/\w+\.py):([A-Za-z0-9]+(?:/\d+)?)", text))
+        self.assertIn(("configs/camvid.py", "tuned"), named)
+        for path, variant in sorted(named - {("configs/cocostuff.py", "SIZE")}):     # SIZE/PATCH
+            with self.subTest(path, variant=variant):
+                check_config(runpy.run_path(_ROOT / path)["get_config"](variant))
 
 
 if __name__ == "__main__":

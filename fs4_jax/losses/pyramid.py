@@ -1,9 +1,9 @@
-"""PGG: cells of an image pyramid belong to global, label-free groups, and these guide the pixels.
+"""PGG: cells of an image pyramid belong to global, label-free groups, and these are learnt.
 
 The paper (arXiv 2202.11981) says that pseudo labels at image and patch level come from grouping
-unsupervised features; the equations are our reconstruction (methods.md 1.3). Three uses of the
-groups: heads that predict them (`pyramid_loss`), classes that they expect in a cell
-(`pooled_assignment_loss`), and scores that the assignment of the pixels starts from (`guidance`).
+unsupervised features; the equations are our reconstruction (methods.md 1.3). Two uses of the
+groups: heads that predict them (`pyramid_loss`), and classes that they expect in a cell
+(`pooled_assignment_loss`). They guide the fit of the first clusters too (`clustering.guided`).
 """
 
 import jax
@@ -100,26 +100,6 @@ def pooled_assignment_loss(assignment, labels, shares):
     return _mean_over_levels({level: _cross_entropy(
         _expected(labels[level], shares[level]),
         jnp.log(pool_cells(assignment, int(level)) + _TINY)) for level in labels})
-
-
-def guidance(labels, shares, grid):
-    r"""What the groups of a token's cells expect of it: log class shares, averaged over levels.
-
-    .. math:: \frac{1}{|l|} \sum_l \log \sum_g y_{l,g} \pi_{l,gk}
-
-    Args:
-      labels: {level: float [b, l, l, g]}, the levels that guide. shares: {level: float [g, k]},
-        rows sum to 1. grid: (h, w), tokens.
-
-    Returns:
-      float32 [b, h, w, k], at most 0.
-    """
-    total = 0.0
-    for level in labels:
-        expected = jnp.log(_expected(labels[level], shares[level]))
-        rows, columns = (nearest_cell(side, int(level)) for side in grid)
-        total = total + expected[:, rows][:, :, columns]
-    return total / len(labels)
 
 
 def _expected(labels, shares):

@@ -26,7 +26,6 @@ from fs4_jax.losses.kernel import kernel_loss
 from fs4_jax.losses.pyramid import (
     cell_features,
     cell_labels,
-    guidance,
     pooled_assignment_loss,
     pyramid_loss,
 )
@@ -110,7 +109,7 @@ class FS4:
 
     @property
     def guides(self):
-        """Levels of the pyramid whose groups guide the pixels."""
+        """Levels of the pyramid whose groups guide the clusters' fit."""
         return tuple(str(level) for level in self.settings.pgg.guides if self.pyramid)
 
     def make_views(self, data, image_size):
@@ -150,10 +149,10 @@ class FS4:
         labels = self._cell_labels(taught, extra["centroids"])
         logits = student["cosines"] / temperature + jnp.log(params["prior"])
         scores = self._scores(params, student["cosines"]) / temperature
-        expected = self._expected(params, labels, extra, target["cosines"].shape[1:3])
 
-        pixel, share = self._pixel_loss(logits, target["cosines"] + temperature * expected, batch,
-                                        key_tokens, extra["share"], params["prior"])
+        pixel, share = self._pixel_loss(
+            logits, target["cosines"] + temperature * jnp.log(params["prior"]), batch, key_tokens,
+            extra["share"], params["prior"])
         terms = {"pixel": pixel}
         if self.settings.pgg.form == "heads" and labels:
             terms["pgg"] = pyramid_loss(student["cells"], labels)
@@ -172,15 +171,6 @@ class FS4:
         return {level: cell_labels(
             cell_features(taught["patch_tokens"], taught["cls"], int(level)), centroids[level],
             balanced=pgg.labels == "balanced", smoothing=pgg.smoothing) for level in self.pyramid}
-
-    def _expected(self, params, labels, extra, grid):
-        """Log shares of the fine clusters before a token is looked at: [2 b, h, w, m] or [m].
-
-        Of its cells' groups where they guide, of the whole data set where not.
-        """
-        if not (self.guides and self.settings.pgg.guided_targets):
-            return jnp.log(params["prior"])
-        return guidance({level: labels[level] for level in self.guides}, extra["shares"], grid)
 
     def _look(self, params, batch, key=None):
         """The encoder's outputs and the "appearance" of both views, or what is kept of them.

@@ -1,4 +1,4 @@
-"""FS^4's fine clusters and its pyramid: classes, shares, guidance, what predicts."""
+"""FS^4's fine clusters and its pyramid: classes, shares, groups, what predicts."""
 
 import jax
 import jax.numpy as jnp
@@ -95,7 +95,7 @@ class PyramidTest(parameterized.TestCase):
         return *jax.jit(run.method.init)(jax.random.key(0), batches[0]["view1"][:1]), batches
 
     @parameterized.parameters("heads", "pooled")
-    def test_groups_guide_and_are_learnt(self, form):
+    def test_groups_are_learnt(self, form):
         run = self.made(form=form)
         method = run.method
         params, extra, batches = self.begun(run)
@@ -105,41 +105,25 @@ class PyramidTest(parameterized.TestCase):
 
         @jax.jit
         def look(shares):
-            """(running share of the clusters, gradient of PGG's loss to the prototypes)."""
+            """(PGG's loss, running share of the clusters, gradient to the prototypes)."""
             def pgg(trained):
                 _, (metrics, after) = method.loss(trained | still, params, extra | {
                     "shares": shares}, batches[0], jax.random.key(2), 0)
                 return metrics["loss_pgg"], after["share"]
 
-            gradient, share = jax.grad(pgg, has_aux=True)(trained)
-            return share, gradient["head"]["classifier"]["prototypes"]
+            (loss, share), gradient = jax.value_and_grad(pgg, has_aux=True)(trained)
+            return loss, share, gradient["head"]["classifier"]["prototypes"]
 
         only = {level: jnp.tile(jnp.array([0.98, 0.01, 0.01]), (len(x), 1))
                 for level, x in extra["shares"].items()}
-        share, gradient = look(only)
-        without, _ = look(extra["shares"])
-        # Where the images' groups hold one cluster alone, more is assigned to it.
-        self.assertGreater(share[0], without[0] + 0.005)
-        unguided, _ = look(only | {"1": extra["shares"]["1"]})        # level 2 does not guide
-        np.testing.assert_allclose(unguided, without, atol=1e-6)
-        # Heads learn from the embedding; the pooled assignment is of the prototypes themselves.
+        loss, share, gradient = look(only)
+        expected_equal, without, _ = look(extra["shares"])
+        # Heads learn from the embedding; the pooled assignment is of the prototypes themselves,
+        # and is asked for what the groups hold.
         self.assertEqual(float(np.abs(gradient).max()) > 1e-5, form == "pooled")
-
-    def test_targets_that_no_group_guides(self):
-        def shares_after(**pgg):
-            method = (run := self.made(form="pooled", **pgg)).method
-            params, extra, batches = self.begun(run)
-            only = {level: jnp.tile(jnp.array([0.98, 0.01, 0.01]), (len(x), 1))
-                    for level, x in extra["shares"].items()}
-            loss = jax.jit(method.loss)
-            return [loss(params, params, extra | {"shares": shares}, batches[0],
-                         jax.random.key(2), 0)[1][1]["share"]
-                    for shares in (only, extra["shares"])]
-
-        guided, without = shares_after()
-        self.assertGreater(guided[0], without[0] + 0.005)
-        for share in shares_after(guided_targets=False):
-            np.testing.assert_allclose(share, without, atol=1e-6)    # float32, another order
+        self.assertEqual(abs(float(loss - expected_equal)) > 1e-3, form == "pooled")
+        # Groups are of whole images, a step sees crops: its targets do not look at them.
+        np.testing.assert_array_equal(share, without)
 
     def test_numbers_of_groups(self):
         def sizes(**pgg):
