@@ -157,9 +157,10 @@ def default_config():
             # in each image, after the decoder; attention: the power of the class token's that a
             # token counts for, 0: all alike; place: of (x, y) in -0.5 .. 0.5 beside a token of
             # length 1, in the rounds; whitening: tokens are measured by their covariance to minus
-            # this power, 0: as they are; fitted: prototypes start at centroids of tokens
+            # this power, 0: as they are; consistent: by how much two crops' views of one place
+            # differ, in place of that; fitted: prototypes start at centroids of tokens
             mixture=c(dict(weight=0.0, temperature=0.05, rounds=0, attention=1.0, place=0.0,
-                           whitening=0.0, fitted=False)),
+                           whitening=0.0, consistent=False, fitted=False)),
             merge=1.0,            # cosine of adapted prototypes from which two segments are one
             fit_images=512,       # whose segments become the classes
             signature="prototype",         # what of a segment is clustered: prototype | tokens

@@ -15,6 +15,7 @@ LAYERS = (
     # L0: pure functions of arrays, and settings
     {"", "clustering", "clustering.guided", "clustering.kmeans", "clustering.merge",
      "clustering.image_mixture", "clustering.sinkhorn",
+     "clustering.view_consistency",
      "clustering.stream", "clustering.validity", "affinity",
      "affinity.windowed", "affinity.dense", "affinity.pairs", "affinity.permutohedral",
      "affinity.crf", "evaluation",

@@ -61,21 +61,22 @@ class TokenCacheTest(FolderCase):
                                            "valid"})
         self.assertEqual(cache.arrays["patch_tokens"].dtype, np.float16)
 
-    def test_a_method_that_keeps_nothing_unchanged(self):
-        """AlignSeg's crops have no arrays of their own beside what its encoder sees of them."""
+    def test_the_crops_of_another_method(self):
+        """AlignSeg's: what its encoder sees of them, and where they lie, as it was drawn."""
         config = self.with_weights("first", 0)
         config.method, config.alignseg.num_heads = "alignseg", 4
         run = prepare(config)
-        self.assertEqual(run.make_views.kept, ())
         cache = self.made("crops", run)
         self.assertEqual({name: array.shape for name, array in cache.arrays.items()},
-                         {"patch_tokens": (32, 3, 4, 4, 128), "attention": (32, 3, 4, 4)})
+                         {"patch_tokens": (32, 3, 4, 4, 128), "attention": (32, 3, 4, 4),
+                          "correspondence": (32, 2, 4, 4, 2), "valid": (32, 2, 4, 4)})
         views = token_cache._Views(run.make_views, self.source)
         crops = token_cache._stacked([views(row)[1] for row in (3, 17)], 2)
-        want = run.method.keep({"encoder": run.encoder_params}, crops)
+        seen = run.method.keep({"encoder": run.encoder_params}, crops)
         for name, array in cache.arrays.items():
-            np.testing.assert_allclose(np.stack([array[row] for row in (3, 17)]), want[name],
-                                       rtol=2e-3, atol=2e-3)
+            rows, drawn = np.stack([array[row] for row in (3, 17)]), name in run.make_views.kept
+            np.testing.assert_allclose(rows, (crops if drawn else seen)[name],
+                                       rtol=0 if drawn else 2e-3, atol=0 if drawn else 2e-3)
 
     def test_each_draw_is_read(self):
         cache = self.made()

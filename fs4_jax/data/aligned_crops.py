@@ -9,6 +9,7 @@ from fs4_jax.data.images import DataError
 from fs4_jax.data.views import (
     ViewSettings,
     checked_size,
+    correspondence,
     cut,
     draw_box,
     part_around,
@@ -34,8 +35,8 @@ class AlignedCrops:
     global_scale: tuple[float, float] = (0.5, 1.0)
     local_scale: tuple[float, float] = (0.05, 0.25)
     intersection: float = 0.05
-    keys = ("crops",)           # what a step reads of a batch
-    kept = ()                   # of these, what a cache of tokens stores as it is
+    keys = ("crops", "correspondence", "valid")     # what a step or the fit reads of a batch
+    kept = ("correspondence", "valid")        # of these, what a cache of tokens stores as it is
     labelled = False            # drawn from the image alone
 
     def __post_init__(self):
@@ -57,11 +58,20 @@ class AlignedCrops:
 
     def __call__(self, image, rng):
         """image uint8 [H, W, 3] -> "crops" uint8 [1 + num_local, height, width, 3], the global one
-        first. Raises DataError where no local crop is found that overlaps it enough."""
+        first; "correspondence" float32 [num_local, h, w, 2] and "valid" bool [num_local, h, w]:
+        where each token of a local crop lies in the global one, as in `views.two_views`.
+
+        Raises DataError where no local crop is found that overlaps it enough.
+        """
         whole = (0.0, 0.0, *checked_size(image, self.patch))
         first = self._box(rng, whole, self.global_scale)
         boxes = [first] + [self._overlapping(rng, whole, first) for _ in range(self.num_local)]
-        return {"crops": np.stack([self._view(image, rng, box) for box in boxes])}
+        views, flips = zip(*(self._view(image, rng, box) for box in boxes))
+        grid = tuple(side // self.patch for side in self.image_size)
+        places = [correspondence(box, first, flip, flips[0], grid)
+                  for box, flip in zip(boxes[1:], flips[1:])]
+        return {"crops": np.stack(views)} | {
+            name: np.stack([place[name] for place in places]) for name in self.kept}
 
     def _box(self, rng, whole, scale):
         return draw_box(rng, whole, scale, self.image_size[0] / self.image_size[1])
@@ -80,7 +90,7 @@ class AlignedCrops:
         picture, origin = part_around(image, box, self.image_size)
         flip = rng.random() < self.settings.flip
         view = cut(picture, np.array(box) - origin, flip, self.image_size)
-        return photometric(view, rng, self.settings)
+        return photometric(view, rng, self.settings), flip
 
 
 def common_area(a, b):

@@ -34,6 +34,7 @@ import numpy as np
 from fs4_jax import distributed
 from fs4_jax.clustering.image_mixture import settle
 from fs4_jax.clustering.kmeans import unit_length
+from fs4_jax.clustering.view_consistency import consistent_projection, scatter
 from fs4_jax.config import ConfigError
 from fs4_jax.data.aligned_crops import AlignedCrops
 from fs4_jax.data.views import ViewSettings
@@ -45,6 +46,7 @@ from fs4_jax.losses.alignment import (
     prototype_contrast,
     prototype_image_loss,
 )
+from fs4_jax.losses.assignment import sample_at
 from fs4_jax.methods import alignseg_fit
 from fs4_jax.methods.base import gather
 from fs4_jax.models.alignseg_files import load_decoder
@@ -71,6 +73,9 @@ def make_alignseg(config, encoder):
     if settings.mixture.place and not settings.mixture.rounds:
         raise ConfigError("config.alignseg.mixture.place is read by the rounds in each image: set "
                           "config.alignseg.mixture.rounds too")
+    if settings.mixture.whitening and settings.mixture.consistent:
+        raise ConfigError("config.alignseg.mixture.whitening and .consistent are two measures of "
+                          "tokens: set one of them")
     terms = ("correlation", "contrast", "mixture")
     if not any(settings[term].weight for term in terms):
         raise ConfigError("nothing to train by: one of " + ", ".join(
@@ -84,8 +89,9 @@ def make_alignseg(config, encoder):
 class AlignSeg:
     """The Method; it has no `classify`, for what tells classes apart is each image's own.
 
-    params: {"encoder", "decoder", "classes": centroids float32 [num_clusters, d]}, and "space", the
-    kernel and bias of `alignseg_fit.whitening`, with settings.mixture.whitening. `extra` is {}.
+    params: {"encoder", "decoder", "classes": centroids float32 [num_clusters, d]}, and "space", a
+    kernel and bias, with settings.mixture.whitening (`alignseg_fit.whitening`) or .consistent
+    (`consistent_projection`). `extra` is {}.
     num_clusters: classes of the data set; an image's own segments are settings.num_prototypes.
     """
     encoder: Any
@@ -99,7 +105,12 @@ class AlignSeg:
 
     @property
     def frozen(self):
-        return ("encoder", "classes") + (("space",) if self.settings.mixture.whitening else ())
+        return ("encoder", "classes") + (("space",) if self._measured else ())
+
+    @property
+    def _measured(self):
+        """Whether tokens are measured in a space of their own."""
+        return bool(self.settings.mixture.whitening or self.settings.mixture.consistent)
 
     @property
     def num_segments(self):
@@ -121,7 +132,7 @@ class AlignSeg:
         decoder = self.decoder.init(key_decoder, jnp.zeros((1, 1, width)))["params"]
         classes = unit_length(jax.random.normal(key_classes, (self.num_clusters, width)))
         params = {"encoder": encoder, "decoder": decoder, "classes": classes}
-        if self.settings.mixture.whitening:
+        if self._measured:
             params["space"] = {"kernel": jnp.eye(width), "bias": jnp.zeros(width)}
         return params, {}
 
@@ -182,7 +193,7 @@ class AlignSeg:
 
     def in_space(self, params, tokens):
         """Tokens [..., d] where they are measured: float32, as long as normalised ones."""
-        if not self.settings.mixture.whitening:
+        if not self._measured:
             return tokens
         tokens = unit_length(tokens.astype(jnp.float32))
         tokens = jnp.matmul(tokens, params["space"]["kernel"], precision="highest")
@@ -248,8 +259,8 @@ class AlignSeg:
         mixture = self.settings.mixture
         if self.settings.weights:
             params = {**params, "decoder": self._given_decoder(params["decoder"])}
-        if mixture.whitening or mixture.fitted:
-            batches = [distributed.to_host(self._global_crops(params, batch)) for batch in batches]
+        if self._measured or mixture.fitted:
+            batches = [distributed.to_host(self._seen(params, batch)) for batch in batches]
             params = self._fitted_mixture(params, batches, key)
         return self.finish(params, batches, key), extra
 
@@ -265,6 +276,9 @@ class AlignSeg:
             points = alignseg_fit.drawn(tokens, np.ones_like(weight), seed)
             params = {**params, "space": alignseg_fit.whitening(
                 np.asarray(unit_length(jnp.asarray(points, jnp.float32))), mixture.whitening)}
+        if mixture.consistent:
+            sums = jax.tree.map(lambda *x: np.concatenate(x), *(b["scatter"] for b in batches))
+            params = {**params, "space": consistent_projection(sums, tokens.shape[-1])}
         if mixture.fitted:
             points = self.in_space(params, alignseg_fit.drawn(tokens, weight, seed))
             start = alignseg_fit.starting_prototypes(points, self.num_segments, key)
@@ -299,9 +313,9 @@ class AlignSeg:
         return {**params, "classes": alignseg_fit.directions(points, self.num_clusters, key, owned)}
 
     @functools.cached_property
-    def _global_crops(self):
-        """What `keep` gives of a batch's global crops; jitted once."""
-        return jax.jit(lambda params, batch: self.keep(params, _global_crops(batch)))
+    def _seen(self):
+        """Jitted once: see `_seen_of_batch`."""
+        return jax.jit(functools.partial(_seen_of_batch, self))
 
     @functools.cached_property
     def _segments(self):
@@ -345,6 +359,18 @@ def telemetry(segments):
     return {"segments_used": jnp.mean(jnp.sum(share > 0, axis=1).astype(jnp.float32)),
             "largest_segment_share": jnp.mean(jnp.max(share, axis=1)),
             "segment_entropy": -jnp.sum(mean * jnp.log(mean + 1e-12))}
+
+
+def _seen_of_batch(method, params, batch):
+    """What `keep` gives of a batch's global crops, [b, 1, ...]; with mixture.consistent "scatter"
+    besides, of its local crops and the same places of the global ones."""
+    if not method.settings.mixture.consistent:
+        return method.keep(params, _global_crops(batch))
+    seen = method.keep(params, batch)
+    tokens = unit_length(seen["patch_tokens"].astype(jnp.float32))
+    others = jax.vmap(sample_at, (None, 1), 1)(tokens[:, 0], batch["correspondence"])
+    local, others, valid = (AlignSeg._flat(x) for x in (tokens[:, 1:], others, batch["valid"]))
+    return _global_crops(seen) | {"scatter": scatter(local, others, valid)}
 
 
 def _segments_of_batch(method, params, batch):

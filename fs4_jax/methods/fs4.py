@@ -19,6 +19,7 @@ import numpy as np
 
 from fs4_jax import distributed
 from fs4_jax.clustering.merge import merge_clusters
+from fs4_jax.clustering.view_consistency import consistent_projection, scatter
 from fs4_jax.config import ConfigError
 from fs4_jax.data.views import TwoViews, ViewSettings
 from fs4_jax.losses.assignment import sample_at, swapped_prediction
@@ -262,8 +263,7 @@ class FS4:
         """First centroids, projection and prototypes, from the encoder's own tokens."""
         gathered = gather(self._gathered, params, batches)
         centroids = self._fit_centroids(gathered, key)
-        projection = fs4_fit.consistent_projection(gathered["scatter"],
-                                                   self.head.embedding["width"])
+        projection = consistent_projection(gathered["scatter"], self.head.embedding["width"])
         head = distributed.to_host(params["head"])
         head["context"] = {**head["context"], "project": projection}
         fitted = self._fit_clusters(head, gathered, centroids, key)
@@ -347,6 +347,6 @@ def _gathered_of_batch(method, params, batch):
     (cues1, cues2), first = _views(cues), {name: _views(seen[name])[0] for name in _KEPT}
     cells = {level: cell_features(first["patch_tokens"], first["cls"], int(level))
              for level in method.pyramid}
-    pairs = fs4_fit.scatter(cues1, sample_at(cues2, batch["correspondence"]), batch["valid"])
+    pairs = scatter(cues1, sample_at(cues2, batch["correspondence"]), batch["valid"])
     return {"patch_tokens": first["patch_tokens"], "appearance": first["appearance"],
             "cells": cells, "scatter": pairs}

@@ -69,6 +69,27 @@ class AlignedCropsTest(parameterized.TestCase):
         mirrored = crops(settings=_PLAIN | {"flip": 1.0})(picture(), np.random.default_rng(1))
         self.assertTrue((np.diff(mirrored["crops"][0, 0, :, 1].astype(int)) <= 0).all())
 
+    @parameterized.parameters(0.0, 1.0, 0.5)
+    def test_corresponding_tokens_show_the_same_place(self, flip):
+        make, checked = crops((64, 64), settings=_PLAIN | {"flip": flip}), 0
+        for seed in range(8):
+            views = make(picture(), np.random.default_rng(seed))
+            self.assertEqual({k: (v.shape, v.dtype.name) for k, v in views.items()}, {
+                "crops": ((3, 64, 64, 3), "uint8"),
+                "correspondence": ((2, 8, 8, 2), "float32"), "valid": ((2, 8, 8), "bool")})
+            # What a token shows: the mean of its pixels, which is where it is.
+            seen = views["crops"].reshape(3, 8, 8, 8, 8, 3).mean((2, 4))[..., :2]
+            inner = views["valid"] & ((views["correspondence"] >= 0)
+                                      & (views["correspondence"] <= 7)).all(-1)
+            for i, r, c in np.argwhere(inner):
+                row, column = views["correspondence"][i, r, c]
+                # Tokens of the global crop are evenly spaced: between two lies what is between.
+                along = np.interp(row, range(8), seen[0, :, 0, 0])
+                across = np.interp(column, range(8), seen[0, 0, :, 1])
+                np.testing.assert_allclose(seen[i + 1, r, c], (along, across), atol=1.5)
+            checked += inner.sum()
+        self.assertGreater(checked, 200)
+
     @parameterized.parameters(((32, 48),), ((64, 32),))
     def test_other_sizes(self, size):
         views = crops(size)(picture(), np.random.default_rng(0))["crops"]

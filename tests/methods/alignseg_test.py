@@ -232,6 +232,34 @@ class MixtureTest(absltest.TestCase):
                    if not np.array_equal(value, flat(params)[name])}
         self.assertEqual(changed, {"space/kernel", "space/bias", "decoder/prototypes", "classes"})
 
+    def test_the_space_in_which_two_crops_of_a_place_agree(self):
+        """Tokens that tell the place, and, 10 times as loud, the crop: what is told of the crop is
+        not heard in the space, and whitening hears nothing else."""
+        rng, parts = np.random.default_rng(0), {}
+        batches = []
+        for _ in range(4):
+            place = rng.integers(4, size=(8, 4, 4))
+            kept = {"attention": np.ones((8, 3, 4, 4), np.float32),
+                    "correspondence": np.tile(np.stack(np.mgrid[:4, :4], -1).astype(np.float32),
+                                              (8, 2, 1, 1, 1)),
+                    "valid": np.ones((8, 2, 4, 4), bool)}
+            tokens = 0.1 * rng.normal(size=(8, 3, 4, 4, 128))
+            tokens[..., :4] += np.eye(4)[place][:, None]
+            tokens[..., 4:12] += 10 * rng.normal(size=(8, 3, 1, 1, 8))
+            batches.append(kept | {"patch_tokens": tokens.astype(np.float16)})
+        for consistent in (True, False):
+            method, params = made(**MIXTURE | {
+                "alignseg.mixture.whitening": 0.0 if consistent else 0.25,
+                "alignseg.mixture.consistent": consistent})
+            fitted, _ = method.fit(params, {}, batches, jax.random.key(0))
+            self.assertEqual(method.frozen, ("encoder", "classes", "space"))
+            own = unit_length(method.in_space(fitted, batches[-1]["patch_tokens"][:, 0]))
+            own = np.asarray(own).reshape(8 * 16, -1)
+            same = place.reshape(-1)[:, None] == place.reshape(-1)
+            near = own @ own.T
+            parts[consistent] = near[same].mean() - near[~same].mean()
+        self.assertGreater(parts[True], 3 * parts[False])
+
     def test_the_power_of_attention(self):
         batch, totals = kept_batch(0), {}
         sharper = batch | {"attention": batch["attention"] ** 2}
@@ -291,6 +319,7 @@ class MixtureTest(absltest.TestCase):
         for changes, message in (
                 ({"alignseg.mixture.weight": 0.0}, "one of config.alignseg.correlation.weight, "),
                 ({"alignseg.weights": "F.pth"}, "mixture.fitted=True would replace"),
+                ({"alignseg.mixture.consistent": True}, "two measures of tokens: set one"),
                 ({"alignseg.mixture.whitening": 1.5}, "whitening is 1.5; it is at most 1"),
                 ({"alignseg.mixture.temperature": 0.0}, "alignseg.mixture.temperature")):
             with self.assertRaisesRegex(ConfigError, message):
