@@ -107,6 +107,9 @@ def default_config():
             teacher="ema",        # ema | frozen (its encoder stays as it started)
             teacher_momentum=0.99,
             overcluster=1,        # fine clusters for each class; they merge by average linkage
+            # of pictures of things: one class is the fine clusters that the class token looks at
+            # less than at others
+            background=False,
             fit_images=512,       # images that first centroids, PCA and prototypes are fitted on
             pixel=c(dict(weight=1.0, tokens=0)),                   # 0: every token
             # prior: equal shares of the clusters | running: the shares they have had | fitted:

@@ -192,7 +192,8 @@ def _plan(run, source, draws):
     encoder = run.method.encoder
     plan = {"weights": fingerprint(run.encoder_params), "block": encoder.block or encoder.depth,
             "dtype": run.config.dtype, "images": fingerprint(images), "num_images": len(source),
-            "views": str(run.make_views), "cached_views": draws}
+            "views": str(run.make_views), "cached_views": draws,
+            "kept": sorted((*run.method.kept, *run.make_views.kept))}
     return plan | ({"labels": source.labels} if run.make_views.labelled else {})
 
 

@@ -30,7 +30,7 @@ def tiny_config():
     config.checkpoint.every = 2
     config.alignseg.fit_images = 16
     config.alignseg.mixture.update(dict(weight=1.0, rounds=2, attention=0.5, place=0.5,
-                                        whitening=0.25, fitted=True))
+                                        consistent=True, fitted=True))
     config.alignseg.merge = 0.95
     config.eval.update(dict(batch_size=8, floors=False, pictures=2, also=("per-image-m2o",)))
     return config

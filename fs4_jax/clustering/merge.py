@@ -5,6 +5,30 @@ import numpy as np
 from fs4_jax.clustering.kmeans import unit_length
 
 
+def merge_with_background(centroids, counts, looked_at, num_groups):
+    """As `merge_clusters`, but group 0 is the background: clusters that nobody looks at.
+
+    Average linkage can not find it: sky, grass and walls have nothing in common but that.
+
+    Args:
+      centroids: float [k, d]. counts: [k], none of them 0.
+      looked_at: float [k], the attention that a cluster's points have, over what they would have if
+        an image's had it alike. Below 1 a cluster is background; at least the one with the least,
+        and never so many that fewer than num_groups - 1 clusters are left.
+      num_groups: 2 to k.
+
+    Returns:
+      int32 [k]; the other groups are numbered from the largest, 1.
+    """
+    order = np.argsort(looked_at, kind="stable")
+    below = int(np.sum(np.asarray(looked_at) < 1))
+    things = np.sort(order[np.clip(below, 1, len(order) - num_groups + 1):])
+    groups = np.zeros(len(order), np.int32)
+    groups[things] = 1 + merge_clusters(np.asarray(centroids)[things], np.asarray(counts)[things],
+                                        num_groups - 1)
+    return groups
+
+
 def merge_clusters(centroids, counts, num_groups):
     r"""Merges clusters, the two most alike at a time, until `num_groups` are left.
 

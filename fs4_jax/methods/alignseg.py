@@ -101,6 +101,7 @@ class AlignSeg:
     title = "AlignSeg"
     has_classes = True
     supervised = False
+    kept = ("patch_tokens", "attention")
     temperature = 0.1             # no term has probabilities; FS^4's, whose logits are cosines too
 
     @property

@@ -56,7 +56,7 @@ class Method(Protocol):
 
     def keep(self, params, batch) -> dict:
         """What a frozen encoder sees of a batch's views, [b, ...] each, read by `loss` in their
-        place; a method that always trains its encoder has no `keep`."""
+        place; `kept` are their names. A method that always trains its encoder has neither."""
 
     def predict(self, params, images) -> dict:
         """images uint8 [b, H, W, 3] -> "logits" [b, h, w, k] if it has classes, "embedding"

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fs4_jax import distributed
-from fs4_jax.clustering.merge import merge_clusters
+from fs4_jax.clustering.merge import merge_clusters, merge_with_background
 from fs4_jax.clustering.view_consistency import consistent_projection, scatter
 from fs4_jax.config import ConfigError
 from fs4_jax.data.views import TwoViews, ViewSettings
@@ -40,7 +40,6 @@ from fs4_jax.models.vit import normalize_images
 _SHARE_MOMENTUM = 0.95
 _LEAST_SHARE = 1e-6         # of a fine cluster, whose logarithm is taken
 _GROUPS_PER_CLASS = 3       # of PGG: kinds of images (cells) are more than kinds of things
-_KEPT = ("patch_tokens", "cls", "appearance")      # all that the head needs of a view
 
 
 def make_fs4(config, encoder):
@@ -54,6 +53,9 @@ def make_fs4(config, encoder):
     heads = pyramid if settings.pgg.form == "heads" else {}
     head = SegmentationHead(config.num_clusters * settings.overcluster, embedding, heads)
     frozen = ("groups", "prior") + (("encoder",) if config.encoder.frozen else ())
+    if settings.background and config.num_clusters < 2:
+        raise ConfigError("config.fs4.background makes one of the classes the background: "
+                          "config.num_clusters must be at least 2")
     return FS4(encoder, head, settings, config.num_clusters, pyramid, frozen)
 
 
@@ -104,6 +106,12 @@ class FS4:
     supervised = False
 
     @property
+    def kept(self):
+        """Names of what `keep` keeps: all that is read of a view, by steps and by the fit."""
+        return (("patch_tokens", "cls", "appearance")
+                + (("attention",) if self.settings.background else ()))
+
+    @property
     def temperature(self):
         """Of the student's softmax, which `predict`'s logits are cosines of."""
         return self.settings.student_temperature
@@ -132,10 +140,6 @@ class FS4:
                             for level, number in self.pyramid.items()},
                  "share": equal}
         return {"encoder": encoder, "head": head, "groups": groups, "prior": equal}, extra
-
-    def encode(self, params, images, key=None):
-        """The encoder's outputs for normalised images; drop path acts when a key is given."""
-        return encode(self.encoder, params["encoder"], images, key)
 
     def loss(self, params, teacher, extra, batch, key, step):
         key_path, key_tokens = jax.random.split(key)
@@ -173,28 +177,33 @@ class FS4:
             cell_features(taught["patch_tokens"], taught["cls"], int(level)), centroids[level],
             balanced=pgg.labels == "balanced", smoothing=pgg.smoothing) for level in self.pyramid}
 
-    def _look(self, params, batch, key=None):
+    def _look(self, params, batch, key=None, fit=False):
         """The encoder's outputs and the "appearance" of both views, or what is kept of them.
 
         Views are interleaved, so that a device keeps the images it has: [2 b, ...].
         """
         if "patch_tokens" in batch:
-            return {name: batch[name].reshape(-1, *batch[name].shape[2:]) for name in _KEPT}
+            return {name: batch[name].reshape(-1, *batch[name].shape[2:]) for name in self.kept}
         images = normalize_images(_interleave(batch["view1"], batch["view2"]))
-        return self._look_at(params, images, key)
+        return self._look_at(params, images, key, fit)
 
-    def _look_at(self, params, images, key=None):
-        seen = self.encode(params, images, key)
+    def _look_at(self, params, images, key=None, fit=False):
+        """fit: all that a fit reads, not steps' part of it alone."""
+        attention = fit and self.settings.background
+        seen = encode(self.encoder, params["encoder"], images, key, return_attention=attention)
+        if attention:
+            seen |= {"attention": jnp.mean(seen["attention"], axis=1)}
         return seen | {"appearance": appearance_cues(images, seen["patch_tokens"].shape[1:3])}
 
     def keep(self, params, batch):
         """What a frozen encoder sees of a batch's views, float16; `loss` reads it in their place.
 
-        "patch_tokens" [b, 2, h, w, d], "cls" [b, 2, d], "appearance" [b, 2, h, w, a].
+        "patch_tokens" [b, 2, h, w, d], "cls" [b, 2, d], "appearance" [b, 2, h, w, a]; "attention"
+        [b, 2, h, w] with settings.background.
         """
-        seen = self._look(params, batch)
+        seen = self._look(params, batch, fit=True)
         return {name: seen[name].reshape(-1, 2, *seen[name].shape[1:]).astype(jnp.float16)
-                for name in _KEPT}
+                for name in self.kept}
 
     def _head(self, params, seen, pyramid=True):
         return self.head.apply({"params": params["head"]}, seen["patch_tokens"],
@@ -268,7 +277,7 @@ class FS4:
         head["context"] = {**head["context"], "project": projection}
         fitted = self._fit_clusters(head, gathered, centroids, key)
         head["classifier"] = {"prototypes": fitted.centroids}
-        groups = merge_clusters(fitted.centroids, fitted.share, self.num_clusters)
+        groups = self._classes_of(head, gathered, fitted)
         return ({**params, "head": head, "groups": groups, "prior": fitted.share},
                 {"centroids": centroids, "shares": fitted.shares, "share": fitted.share})
 
@@ -300,6 +309,14 @@ class FS4:
         return fs4_fit.fit_centroids(gathered["cells"], self.pyramid, key, start=start,
                                      shared=self.settings.pgg.shared,
                                      fresh=self.settings.bootstrap.start == "fresh")
+
+    def _classes_of(self, head, gathered, fitted):
+        """Which class each fine cluster belongs to, int32 [m]."""
+        if not self.settings.background:
+            return merge_clusters(fitted.centroids, fitted.share, self.num_clusters)
+        embedding = fs4_fit.embed(self._embedded, head, gathered)
+        looked_at = fs4_fit.attention_of(embedding, gathered["attention"], fitted.centroids)
+        return merge_with_background(fitted.centroids, fitted.share, looked_at, self.num_clusters)
 
     def _fit_clusters(self, head, gathered, centroids, key, start=None):
         groups = fs4_fit.token_groups(gathered["cells"], centroids,
@@ -341,12 +358,11 @@ def _views(x):
 
 def _gathered_of_batch(method, params, batch):
     """What the fits need of one batch."""
-    seen = method._look(params, batch)
+    seen = method._look(params, batch, fit=True)
     cues = ContextEmbedding(**method.head.embedding).cues(seen["patch_tokens"],
                                                           seen["appearance"])
-    (cues1, cues2), first = _views(cues), {name: _views(seen[name])[0] for name in _KEPT}
+    (cues1, cues2), first = _views(cues), {name: _views(seen[name])[0] for name in method.kept}
     cells = {level: cell_features(first["patch_tokens"], first["cls"], int(level))
              for level in method.pyramid}
     pairs = scatter(cues1, sample_at(cues2, batch["correspondence"]), batch["valid"])
-    return {"patch_tokens": first["patch_tokens"], "appearance": first["appearance"],
-            "cells": cells, "scatter": pairs}
+    return first | {"cells": cells, "scatter": pairs}

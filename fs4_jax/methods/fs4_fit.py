@@ -98,6 +98,20 @@ def fit_clusters(embedding, groups, num_clusters, key, *, start=None, mixture=Tr
     return fitted._replace(centroids=start, share=jnp.full((num_clusters,), 1 / num_clusters))
 
 
+def attention_of(embedding, attention, centroids):
+    """How much the class token looks at each cluster, float [k]: 1 is as much as at all places.
+
+    Args:
+      embedding: float [n h w, c]. attention: float [n, h, w]. centroids: float [k, c], of unit
+        length; a cluster that no embedding is nearest to has 0.
+    """
+    relative = np.asarray(attention, np.float64)
+    relative = (relative / relative.mean((1, 2), keepdims=True)).reshape(-1)
+    nearest = np.argmax(embedding @ np.asarray(centroids).T, axis=1)
+    number, looked = (np.bincount(nearest, weight, len(centroids)) for weight in (None, relative))
+    return looked / np.maximum(number, 1)
+
+
 def _best(points, num_clusters, key, init):
     """The best of a few restarts, by inertia; one run when a start is given."""
     points = jnp.asarray(points[_sample(len(points), key)])

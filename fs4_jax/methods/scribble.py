@@ -75,6 +75,7 @@ class Scribble:
     title = "Scribbles"
     has_classes = True
     supervised = True
+    kept = ("levels",)
     temperature = 1.0
 
     def make_views(self, data, image_size):

@@ -3,7 +3,7 @@
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from fs4_jax.clustering.merge import merge_clusters
+from fs4_jax.clustering.merge import merge_clusters, merge_with_background
 
 
 def naive(centroids, counts, num_groups):
@@ -35,6 +35,24 @@ class MergeTest(parameterized.TestCase):
             self.assertEqual(got, naive(centroids, counts, num_groups))
             sizes = np.bincount(groups, counts)
             self.assertTrue(np.all(np.diff(sizes) <= 0), "the largest group comes first")
+
+    def test_the_background_is_what_nobody_looks_at(self):
+        """Two things in three parts each, and four backgrounds that are as apart as can be."""
+        rng = np.random.default_rng(0)
+        basis = np.eye(8)
+        things = np.repeat(basis[:2], 3, axis=0) + 0.05 * rng.normal(size=(6, 8))
+        centroids, counts = np.concatenate([things, basis[2:6]]), rng.integers(5, 50, 10)
+        looked_at = np.array([1.4, 2.0, 1.1, 3.0, 1.2, 1.6, 0.3, 0.99, 0.5, 0.1])
+        groups = merge_with_background(centroids, counts, looked_at, 3)
+        self.assertEqual(groups[6:].tolist(), [0, 0, 0, 0])
+        self.assertEqual(sorted({tuple(groups[:3]), tuple(groups[3:6])}), [(1,) * 3, (2,) * 3])
+        with self.subTest("things are merged as they would be alone"):
+            np.testing.assert_array_equal(groups[:6], 1 + merge_clusters(things, counts[:6], 2))
+        with self.subTest("one background at least, and a cluster for every other class"):
+            for seen, number, left in ((looked_at + 1, 3, 9), (looked_at / 9, 3, 2),
+                                       (looked_at / 9, 10, 9), (np.ones(10), 2, 9)):
+                groups = merge_with_background(centroids, counts, seen, number)
+                self.assertEqual((np.sum(groups > 0), len(set(groups.tolist()))), (left, number))
 
     def test_a_large_class_stays_whole_beside_small_ones(self):
         rng = np.random.default_rng(0)

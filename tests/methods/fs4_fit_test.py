@@ -78,6 +78,22 @@ class TokenGroupsTest(absltest.TestCase):
             np.testing.assert_array_equal(got[str(level)], want)
 
 
+class AttentionTest(absltest.TestCase):
+
+    def test_a_cluster_has_the_mean_of_its_tokens(self):
+        rng = np.random.default_rng(0)
+        kinds, which = np.eye(4), rng.integers(0, 3, (5, 2, 3))
+        attention = rng.random((5, 2, 3)) * np.array([1, 5, 2, 0.1, 7])[:, None, None]
+        embedding = np.float32(kinds[which] + 0.01 * rng.normal(size=(5, 2, 3, 4)))
+        got = fs4_fit.attention_of(embedding.reshape(30, 4), attention, kinds)
+        want = np.zeros((4, 2))
+        for image, kind in zip(attention, which):       # an image's own mean is 1
+            for value, k in zip(image.ravel() / image.mean(), kind.ravel()):
+                want[k] += value, 1
+        np.testing.assert_allclose(got[:3], want[:3, 0] / want[:3, 1], rtol=1e-12)
+        self.assertEqual(got[3], 0)
+
+
 class FitClustersTest(absltest.TestCase):
 
     def setUp(self):

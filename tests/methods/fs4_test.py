@@ -81,6 +81,41 @@ class FineClustersTest(absltest.TestCase):
         np.testing.assert_allclose(change[..., 0], 0.1 * np.log(9 * prior.min()), atol=1e-4)
 
 
+class BackgroundTest(absltest.TestCase):
+
+    def test_class_0_is_what_the_class_token_looks_away_from(self):
+        config = tiny_config()
+        config.fs4.overcluster, config.fs4.background = 4, True
+        run = prepare(config)
+        method, batches = run.method, list(run.fit_batches(checked_source(config, "train"), 1))
+        params, extra = method.init(jax.random.key(0), batches[0]["view1"][:1])
+        fitted, _ = method.fit(params, extra, batches, jax.random.key(1))
+        seen = [jax.device_get(method.keep({"encoder": params["encoder"]}, x)) for x in batches]
+        self.assertEqual(set(seen[0]), set(method.kept))
+        self.assertEqual(set(np.unique(fitted["groups"])), {0, 1, 2})
+        of_class = {True: [], False: []}
+        for batch, kept in zip(batches, seen):
+            embedding = method.predict(fitted, batch["view1"])["embedding"]
+            prototypes = fitted["head"]["classifier"]["prototypes"]
+            own = np.asarray(fitted["groups"])[np.argmax(embedding @ prototypes.T, -1)]
+            attention = kept["attention"][:, 0].astype(np.float32)
+            attention /= attention.mean((1, 2), keepdims=True)
+            for background, values in of_class.items():
+                values.extend(attention[(own == 0) == background])
+        self.assertLess(np.mean(of_class[True]), 1)
+        self.assertGreater(np.mean(of_class[False]), 1)
+        with self.subTest("a step of tokens that are kept"):
+            batch = batches[0] | {name: jnp.asarray(value) for name, value in seen[0].items()}
+            loss = jax.jit(method.loss)(fitted, fitted, extra, batch, jax.random.key(2), 0)[0]
+            self.assertTrue(np.isfinite(loss))
+
+    def test_one_class_has_no_background(self):
+        config = tiny_config()
+        config.num_clusters, config.fs4.background = 1, True
+        with self.assertRaisesRegex(ConfigError, "num_clusters must be at least 2"):
+            prepare(config)
+
+
 class PyramidTest(parameterized.TestCase):
 
     def made(self, **pgg):
