@@ -5,6 +5,7 @@ Segments are a mixture (ours): the paper's losses make about two segments of a s
 Commands:
   python -m fs4_jax.main --config=configs/alignseg_camvid.py --workdir=W --config.data.root=ROOT \\
       --config.encoder.weights=FILE.safetensors
+  five segments an image, as many as the paper has: configs/alignseg_camvid.py:five
   the paper's losses: configs/alignseg_camvid.py:right
 With the crops of an image encoded once, four times over, a step costs what the decoder costs, and
 several seeds share them: --config.encoder.cached_views=4 --config.encoder.cache_dir=DIR (0.9 GB)
@@ -15,9 +16,9 @@ from fs4_jax.config import default_config
 
 
 def get_config(kind="mixture"):
-    """kind: "mixture" or "right"."""
-    if kind not in ("mixture", "right"):
-        raise ValueError(f"configs/alignseg_camvid.py:{kind}: choose mixture or right")
+    """kind: "mixture", "five" or "right"."""
+    if kind not in ("mixture", "five", "right"):
+        raise ValueError(f"configs/alignseg_camvid.py:{kind}: choose mixture, five or right")
     config = default_config()
     config.method = "alignseg"
     config.num_clusters = 11              # classes of the data set
@@ -31,9 +32,12 @@ def get_config(kind="mixture"):
     config.optimizer.update(dict(learning_rate=5e-4, warmup_steps=0, clip_norm=0.0, beta2=0.999,
                                  halve_every=138))           # 3 epochs
     config.alignseg.update(dict(num_prototypes=8, fit_images=367))
-    if kind == "mixture":
+    if kind != "right":
         config.alignseg.correlation.weight = config.alignseg.contrast.weight = 0.0
         config.alignseg.mixture.update(dict(weight=10.0, rounds=10, whitening=0.25, fitted=True))
+    if kind == "five":
+        config.alignseg.num_prototypes = 5
+        config.alignseg.mixture.update(dict(whitening=0.0, consistent=True))
     config.checkpoint.every = 46
     config.eval.update(dict(batch_size=8, floor_images=101, also=("per-image-m2o",), at_start=True))
     return config
