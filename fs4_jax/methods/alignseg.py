@@ -384,5 +384,5 @@ def _segments_of_batch(method, params, batch):
 
 def _global_crops(batch):
     """The first crop of each image, as `_look` reads it."""
-    names = ("patch_tokens", "attention") if "patch_tokens" in batch else ("crops",)
+    names = AlignSeg.kept if "patch_tokens" in batch else ("crops",)
     return {name: batch[name][:, :1] for name in names}

@@ -275,9 +275,10 @@ class FS4:
         projection = consistent_projection(gathered["scatter"], self.head.embedding["width"])
         head = distributed.to_host(params["head"])
         head["context"] = {**head["context"], "project": projection}
-        fitted = self._fit_clusters(head, gathered, centroids, key)
+        embedding = fs4_fit.embed(self._embedded, head, gathered)
+        fitted = self._fit_clusters(embedding, gathered, centroids, key)
         head["classifier"] = {"prototypes": fitted.centroids}
-        groups = self._classes_of(head, gathered, fitted)
+        groups = self._classes_of(embedding, gathered, fitted)
         return ({**params, "head": head, "groups": groups, "prior": fitted.share},
                 {"centroids": centroids, "shares": fitted.shares, "share": fitted.share})
 
@@ -290,8 +291,8 @@ class FS4:
         gathered = gather(self._gathered, now, batches)
         before, head = distributed.to_host((extra["centroids"], now["head"]))
         centroids = self._fit_centroids(gathered, key, before)
-        fitted = self._fit_clusters(head, gathered, centroids, key,
-                                    head["classifier"]["prototypes"])
+        fitted = self._fit_clusters(fs4_fit.embed(self._embedded, head, gathered), gathered,
+                                    centroids, key, head["classifier"]["prototypes"])
         return extra | {"centroids": centroids, "shares": fitted.shares}
 
     @functools.cached_property
@@ -310,22 +311,21 @@ class FS4:
                                      shared=self.settings.pgg.shared,
                                      fresh=self.settings.bootstrap.start == "fresh")
 
-    def _classes_of(self, head, gathered, fitted):
+    def _classes_of(self, embedding, gathered, fitted):
         """Which class each fine cluster belongs to, int32 [m]."""
         if not self.settings.background:
             return merge_clusters(fitted.centroids, fitted.share, self.num_clusters)
-        embedding = fs4_fit.embed(self._embedded, head, gathered)
         looked_at = fs4_fit.attention_of(embedding, gathered["attention"], fitted.centroids)
         return merge_with_background(fitted.centroids, fitted.share, looked_at, self.num_clusters)
 
-    def _fit_clusters(self, head, gathered, centroids, key, start=None):
+    def _fit_clusters(self, embedding, gathered, centroids, key, start=None):
         groups = fs4_fit.token_groups(gathered["cells"], centroids,
                                       gathered["patch_tokens"].shape[1:3])
         mixture = self.settings.mixture
         fitted = fs4_fit.fit_clusters(
-            fs4_fit.embed(self._embedded, head, gathered), groups, self.head.num_clusters, key,
-            start=start, mixture=mixture.enabled, num_groups=tuple(self.pyramid.items()),
-            guides=self.guides, temperature=self.settings.student_temperature,
+            embedding, groups, self.head.num_clusters, key, start=start,
+            mixture=mixture.enabled, num_groups=tuple(self.pyramid.items()), guides=self.guides,
+            temperature=self.settings.student_temperature,
             num_iters=mixture.num_iters if mixture.enabled else 1)
         share = fitted.share + _LEAST_SHARE
         return fitted._replace(share=share / jnp.sum(share))

@@ -93,17 +93,26 @@ class BackgroundTest(absltest.TestCase):
         seen = [jax.device_get(method.keep({"encoder": params["encoder"]}, x)) for x in batches]
         self.assertEqual(set(seen[0]), set(method.kept))
         self.assertEqual(set(np.unique(fitted["groups"])), {0, 1, 2})
-        of_class = {True: [], False: []}
+        of_class, of_cluster = {True: [], False: []}, {}
         for batch, kept in zip(batches, seen):
             embedding = method.predict(fitted, batch["view1"])["embedding"]
             prototypes = fitted["head"]["classifier"]["prototypes"]
-            own = np.asarray(fitted["groups"])[np.argmax(embedding @ prototypes.T, -1)]
+            nearest = np.argmax(embedding @ prototypes.T, -1)
+            own = np.asarray(fitted["groups"])[nearest]
             attention = kept["attention"][:, 0].astype(np.float32)
             attention /= attention.mean((1, 2), keepdims=True)
             for background, values in of_class.items():
                 values.extend(attention[(own == 0) == background])
+            for j, value in zip(nearest.ravel(), attention.ravel()):
+                of_cluster.setdefault(int(j), []).append(value)
         self.assertLess(np.mean(of_class[True]), 1)
         self.assertGreater(np.mean(of_class[False]), 1)
+        with self.subTest("cluster by cluster"):
+            looked_at = {j: np.mean(values) for j, values in of_cluster.items()}
+            # What is kept is float16: a cluster at the very edge may be on either side.
+            told = {j: x < 1 for j, x in looked_at.items() if abs(x - 1) > 5e-3}
+            self.assertGreater(len(told), 6)
+            self.assertEqual({j: fitted["groups"][j] == 0 for j in told}, told)
         with self.subTest("a step of tokens that are kept"):
             batch = batches[0] | {name: jnp.asarray(value) for name, value in seen[0].items()}
             loss = jax.jit(method.loss)(fitted, fitted, extra, batch, jax.random.key(2), 0)[0]
