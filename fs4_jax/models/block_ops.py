@@ -217,18 +217,18 @@ def mlp(x, kernel1, bias1, kernel2, bias2):
 def _mlp_forward(x, kernel1, bias1, kernel2, bias2):
     hidden = _rows(x) @ kernel1 + bias1
     y = gelu(hidden) @ kernel2 + bias2
-    return y.reshape(x.shape), (x, kernel1, hidden, kernel2)
+    return y.reshape(x.shape), (x, kernel1, hidden, kernel2, bias2)
 
 
 def _mlp_backward(saved, dy):
-    x, kernel1, hidden, kernel2 = saved
+    x, kernel1, hidden, kernel2, bias2 = saved
     dtype, drows = kernel1.dtype, _rows(dy)
-    # Both add nothing, but only known with dy: XLA would take GELU's parts from the forward pass,
-    # and keep them in memory until now (it drops an optimization_barrier on CPU before it looks).
-    # Two forms, each read row by row where it is used: with one, the two uses would share an erf,
-    # which is dearer to write and read than to compute.
+    # What is added to `hidden` below is 0, but only known with dy: XLA would take GELU's parts from
+    # the forward pass, and keep them in memory until now (it drops an optimization_barrier on CPU
+    # before it looks). Two forms of 0, as with one the uses would share an erf, which is dearer to
+    # write and read than to compute; both are read in the order that `hidden` lies in.
     dactivated = drows @ kernel2.T
-    activated = gelu(hidden + (drows @ (0 * kernel2[0]))[:, None])
+    activated = gelu(hidden + (drows @ (0 * bias2))[:, None])
     _, pull = jax.vjp(gelu, hidden + 0 * dactivated)
     dhidden, = pull(dactivated)
     dkernel1 = _product("md,me->de", _rows(x), dhidden)
