@@ -4,9 +4,11 @@
 
 Needs torch and transformers. Float32, all cores, random weights; the models are `transformers`'
 ViTModel (S/16 at 224) and Dinov2Model (S/14 at 336x448), both with sdpa attention. The gradient is
-that of the mean square of the patch tokens, for all parameters. The two libraries take turns, so
-that a disturbance of the machine hits both; a row is the median of the repeats. --parts times the
-parts of one block alone, each against torch's.
+that of the mean square of the patch tokens, for all parameters. Images are divided among all of
+jax's devices: one a core, with products of one thread each, is
+XLA_FLAGS="--xla_force_host_platform_device_count=2 --xla_cpu_multi_thread_eigen=false".
+The two libraries take turns, so that a disturbance of the machine hits both; a row is the median of
+the repeats. --parts times the parts of one block alone, each against torch's.
 """
 
 import jax
@@ -19,6 +21,7 @@ from absl import app, flags
 from benchmarks.timing import median_of_each
 from fs4_jax import models
 from fs4_jax.models import block_ops, transformer
+from fs4_jax.sharding import batch_sharding, make_mesh, replicated
 
 _BATCH_SIZES = flags.DEFINE_list("batch_sizes", ["2", "8"], "Images a batch.")
 _MODELS = flags.DEFINE_list("models", ["S/16", "S/14"], "Which of S/16 and S/14.")
@@ -49,10 +52,12 @@ def compare_models(variant, batch_size):
     images = images.astype(np.float32)
     scale = {} if variant == "S/16" else {"layer_scale": 1.0}
     ours = models.make_encoder(variant, image_size=224 if variant == "S/16" else 518, **scale)
-    params = jax.jit(ours.init)(jax.random.key(0), images[:1])
+    mesh = make_mesh({"data": jax.device_count(), "fsdp": 1})
+    params = jax.device_put(jax.jit(ours.init)(jax.random.key(0), images[:1]), replicated(mesh))
     apply = jax.jit(lambda p, x: ours.apply(p, x)["patch_tokens"])
-    grad = jax.jit(jax.value_and_grad(lambda p, x: jnp.mean(jnp.square(apply(p, x)))))
-    x = jnp.asarray(images)
+    grad = jax.jit(jax.value_and_grad(lambda p, x: jnp.mean(jnp.square(apply(p, x)))),
+                   out_shardings=replicated(mesh))
+    x = jax.device_put(images, batch_sharding(mesh))
 
     theirs = torch_model(variant)
     x_torch = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
@@ -150,8 +155,8 @@ def compare_parts(variant, batch_size):
 
 def main(_):
     torch.manual_seed(0)
-    print(f"jax {jax.__version__}, torch {torch.__version__}, {torch.get_num_threads()} threads, "
-          f"float32, median of {_REPEATS.value}; milliseconds")
+    print(f"jax {jax.__version__}, {jax.device_count()} device(s), torch {torch.__version__}, "
+          f"{torch.get_num_threads()} threads, float32, median of {_REPEATS.value}; milliseconds")
     for variant in _MODELS.value:
         for batch_size in map(int, _BATCH_SIZES.value):
             height, width = SIZES[variant]
