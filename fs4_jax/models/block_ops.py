@@ -229,8 +229,7 @@ def _mlp_backward(saved, dy):
     # write and read than to compute; both are read in the order that `hidden` lies in.
     dactivated = drows @ kernel2.T
     activated = gelu(hidden + (drows @ (0 * bias2))[:, None])
-    _, pull = jax.vjp(gelu, hidden + 0 * dactivated)
-    dhidden, = pull(dactivated)
+    dhidden, = _gelu_backward(hidden + 0 * dactivated, dactivated)
     dkernel1 = _product("md,me->de", _rows(x), dhidden)
     dkernel2 = _product("me,md->ed", activated, drows)
     dx = (dhidden @ kernel1.T).reshape(x.shape)
