@@ -44,47 +44,51 @@ def _attention_forward(qkv, scale):
     return y[:, :, 0], (qkv, y, log_total)
 
 
-def _attend(scale, qkv):
-    """One head: [b,n,3,c] -> the answer [b,n,1,c], log of the softmax's denominators [b,n,1,1]."""
-    q, k, v = _split(scale, qkv)
-    scores = _product("bqc,bkc->bqk", q, k)
+def _attend(scale, q, k, v):
+    """One head, [b,n,c] each: the answer [b,n,c], log of the softmax's denominators [b,n,1]."""
+    scores = _product("bqc,bkc->bqk", q * scale, k)
     top = highest(scores)
     weights = jnp.exp(scores - top)
     sums = total(weights)
     y = _product("bqk,bkc->bqc", weights.astype(v.dtype), v) / sums
-    return y[:, :, None].astype(v.dtype), (top + jnp.log(sums))[:, :, None]
+    return (y.astype(v.dtype),), (top + jnp.log(sums),)
 
 
 def _attention_backward(scale, saved, dy):
-    return _each_head(functools.partial(_attend_backward, scale), *saved, dy[:, :, None])
+    qkv, y, log_total = saved
+    dy = dy[:, :, None]
+    mean = total(dy.astype(jnp.float32) * y.astype(jnp.float32))
+    return _each_head(functools.partial(_attend_backward, scale), qkv, dy, log_total, mean)
 
 
-def _attend_backward(scale, qkv, y, log_total, dy):
-    q, k, v = _split(scale, qkv)
-    y, log_total, dy = y[:, :, 0], log_total[:, :, 0], dy[:, :, 0]
+def _attend_backward(scale, q, k, v, dy, log_total, mean):
+    dtype, q = q.dtype, q * scale
     weights = jnp.exp(_product("bqc,bkc->bqk", q, k) - log_total)
-    dv = _product("bqk,bqc->bkc", weights.astype(v.dtype), dy)
-    mean = _product("bqc,bqc->bq", dy, y)[..., None]
-    dscores = (weights * (_product("bqc,bkc->bqk", dy, v) - mean)).astype(q.dtype)
+    dv = _product("bqk,bqc->bkc", weights.astype(dtype), dy)
+    dscores = (weights * (_product("bqc,bkc->bqk", dy, v) - mean)).astype(dtype)
     dq = _product("bqk,bkc->bqc", dscores, k) * scale
     dk = _product("bqk,bqc->bkc", dscores, q)
-    return jnp.stack([dq, dk, dv], axis=2).astype(qkv.dtype),
-
-
-def _split(scale, qkv):
-    q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
-    return q * scale, k, v
+    return (dq.astype(dtype), dk.astype(dtype), dv.astype(dtype)),
 
 
 def _each_head(function, *arrays):
-    """Maps a function of [b,n,k,c] over heads [b,n,k,h,c]; on CPU one part after the other, a head
-    of as many images of each device as keep their scores in cache."""
+    """Maps a function over the heads of arrays [b,n,k,h,c], of which it takes k of [b,n,c] each.
+
+    It returns a tuple of k of [b,n,c] for each array that comes back. On CPU one part after the
+    other, a head of as many images of each device as keep their scores in cache.
+    """
     return jax.lax.platform_dependent(*arrays, cpu=functools.partial(_by_parts, function),
-                                      default=jax.vmap(function, 3, 3))
+                                      default=functools.partial(_at_once, function))
+
+
+def _at_once(function, *arrays):
+    answers = jax.vmap(function, 2, 2)(*(x[:, :, j] for x in arrays for j in range(x.shape[2])))
+    return tuple(jnp.stack(ys, axis=2) for ys in answers)
 
 
 def _by_parts(function, *arrays):
-    # Heads are read and written where they lie: put in front, they would be copied, all of them.
+    # Heads are read and written where they lie, each array of a head by itself: put in front, all
+    # would be copied; the k of a head together, they would be copied twice.
     b, n, _, heads = arrays[0].shape[:4]
     # Each run of images lies on one device, and a part takes the same of each run: none travels.
     runs, parts = 1, 1
@@ -94,25 +98,26 @@ def _by_parts(function, *arrays):
     size = b // runs // parts
     split = [x.reshape(runs, parts, size, *x.shape[1:]) for x in arrays]
 
-    def cut(x, part, head):
-        x = jax.lax.dynamic_slice_in_dim(x, part, 1, 1)
-        x = jax.lax.dynamic_slice_in_dim(x, head, 1, 5)
-        return x.reshape(runs * size, *x.shape[3:5], x.shape[6])
+    def cut(at):
+        part, head = at // heads, at % heads
+        return [jax.lax.dynamic_slice(x, (0, part, 0, 0, j, head, 0),
+                                      (runs, 1, size, n, 1, 1, x.shape[-1]))
+                .reshape(runs * size, n, x.shape[-1]) for x in split for j in range(x.shape[4])]
 
-    def put(out, y, part, head):
-        y = y.reshape(runs, 1, size, *y.shape[1:3], 1, y.shape[3])
-        return jax.lax.dynamic_update_slice(out, y, (0, part, 0, 0, 0, head, 0))
+    def put(out, ys, at):
+        part, head = at // heads, at % heads
+        for j, y in enumerate(ys):
+            y = y.reshape(runs, 1, size, n, 1, 1, -1)
+            out = jax.lax.dynamic_update_slice(out, y, (0, part, 0, 0, j, head, 0))
+        return out
 
     def turn(outs, at):
-        part, head = at // heads, at % heads
-        answers = function(*(cut(x, part, head) for x in split))
-        return [put(out, y, part, head) for out, y in zip(outs, answers)], None
+        return [put(out, ys, at) for out, ys in zip(outs, function(*cut(at)))], None
 
-    shapes = jax.eval_shape(function, *(cut(x, 0, 0) for x in split))
     # Zeros would do, as all is written over, but XLA makes all blocks' before the first begins.
     some = split[-1][:, :1, :1, :1, :1, :1, :1]
-    outs = [jnp.broadcast_to(some, (runs, parts, size, *y.shape[1:3], heads, y.shape[3]))
-            .astype(y.dtype) for y in shapes]
+    outs = [jnp.broadcast_to(some, (runs, parts, size, n, len(ys), heads, ys[0].shape[-1]))
+            .astype(ys[0].dtype) for ys in jax.eval_shape(lambda: function(*cut(0)))]
     outs, _ = jax.lax.scan(turn, outs, jnp.arange(parts * heads))
     return tuple(out.reshape(b, *out.shape[3:]) for out in outs)
 
@@ -230,8 +235,8 @@ def _mlp_backward(saved, dy):
     dactivated = drows @ kernel2.T
     activated = gelu(hidden + (drows @ (0 * bias2))[:, None])
     dhidden, = _gelu_backward(hidden + 0 * dactivated, dactivated)
-    dkernel1 = _product("md,me->de", _rows(x), dhidden)
-    dkernel2 = _product("me,md->ed", activated, drows)
+    dkernel1 = _product("me,md->ed", dhidden, _rows(x)).T
+    dkernel2 = _product("md,me->de", drows, activated).T
     dx = (dhidden @ kernel1.T).reshape(x.shape)
     return dx, *(array.astype(dtype) for array in (
         dkernel1, _sum_rows(dhidden), dkernel2, _sum_rows(drows)))
