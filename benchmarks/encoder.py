@@ -5,8 +5,7 @@
 Needs torch and transformers. Float32, all cores, random weights; the models are `transformers`'
 ViTModel (S/16 at 224) and Dinov2Model (S/14 at 336x448), both with sdpa attention. The gradient is
 that of the mean square of the patch tokens, for all parameters. Images are divided among all of
-jax's devices: one a core, with products of one thread each, is
-XLA_FLAGS="--xla_force_host_platform_device_count=2 --xla_cpu_multi_thread_eigen=false".
+jax's devices; XLA_FLAGS=--xla_force_host_platform_device_count=2 makes one a core of two.
 The two libraries take turns, so that a disturbance of the machine hits both; a row is the median of
 the repeats. --parts times the parts of one block alone, each against torch's.
 """
