@@ -98,17 +98,17 @@ def _by_parts(function, *arrays):
     size = b // runs // parts
     split = [x.reshape(runs, parts, size, *x.shape[1:]) for x in arrays]
 
+    def place(at, j):
+        return 0, at // heads, 0, 0, j, at % heads, 0
+
     def cut(at):
-        part, head = at // heads, at % heads
-        return [jax.lax.dynamic_slice(x, (0, part, 0, 0, j, head, 0),
-                                      (runs, 1, size, n, 1, 1, x.shape[-1]))
+        return [jax.lax.dynamic_slice(x, place(at, j), (runs, 1, size, n, 1, 1, x.shape[-1]))
                 .reshape(runs * size, n, x.shape[-1]) for x in split for j in range(x.shape[4])]
 
     def put(out, ys, at):
-        part, head = at // heads, at % heads
         for j, y in enumerate(ys):
             y = y.reshape(runs, 1, size, n, 1, 1, -1)
-            out = jax.lax.dynamic_update_slice(out, y, (0, part, 0, 0, j, head, 0))
+            out = jax.lax.dynamic_update_slice(out, y, place(at, j))
         return out
 
     def turn(outs, at):
