@@ -179,9 +179,8 @@ def _dense_forward(x, kernel, bias):
 
 def _dense_backward(saved, dy):
     x, kernel = saved
-    rows, drows = _rows(x), _rows(dy)
-    # x^T dy over b and n at once would have XLA on CPU transpose a copy of dy first.
-    dkernel = _product("me,md->ed", drows, rows).T
+    drows = _rows(dy)
+    dkernel = _kernel_gradient(_rows(x), drows)
     return dy @ kernel.T, dkernel.astype(kernel.dtype), _sum_rows(drows).astype(kernel.dtype)
 
 
@@ -235,8 +234,8 @@ def _mlp_backward(saved, dy):
     dactivated = drows @ kernel2.T
     activated = gelu(hidden + (drows @ (0 * bias2))[:, None])
     dhidden, = _gelu_backward(hidden + 0 * dactivated, dactivated)
-    dkernel1 = _product("me,md->ed", dhidden, _rows(x)).T
-    dkernel2 = _product("md,me->de", drows, activated).T
+    dkernel1 = _kernel_gradient(_rows(x), dhidden)
+    dkernel2 = _kernel_gradient(activated, drows)
     dx = (dhidden @ kernel1.T).reshape(x.shape)
     return dx, *(array.astype(dtype) for array in (
         dkernel1, _sum_rows(dhidden), dkernel2, _sum_rows(drows)))
@@ -247,6 +246,13 @@ mlp.defvjp(_mlp_forward, _mlp_backward)
 
 def _rows(x):
     return x.reshape(-1, x.shape[-1])
+
+
+def _kernel_gradient(rows, drows):
+    """rows^T drows: [m,d], [m,e] -> float32 [d,e]."""
+    # The other way round, XLA on CPU takes up to 1.4 times as long on two threads; over b and n in
+    # place of m it would transpose a copy of drows first.
+    return _product("me,md->ed", drows, rows).T
 
 
 def _sum_rows(x):
